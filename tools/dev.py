@@ -162,7 +162,7 @@ def make_environment() -> None:
 
 def install() -> None:
     say("Installing what pyproject.toml asks for into .venv (once; about a minute).")
-    options = ["--quiet", "--no-input", "--disable-pip-version-check"]
+    options = ["--quiet", "--quiet", "--no-input", "--disable-pip-version-check"]
     status = run_to_the_end([*find_pip(), "install", *options, "--editable", REQUIREMENT])
     if status:
         sys.exit(
