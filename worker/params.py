@@ -53,7 +53,7 @@ class GossipSubParams:
         if not 0 <= self.D_low <= self.D <= self.D_high:
             raise ValueError(f"need 0 <= D_low <= D <= D_high, not {self.D_low}, {self.D}, {self.D_high}")
         if self.D_out < 0 or (self.D_out and (self.D_out >= self.D_low or self.D_out > self.D // 2)):
-            raise ValueError(f"D_out must be below D_low and at most D/2 (v1.1, outbound mesh quotas), not {self.D_out}")
+            raise ValueError(f"D_out must be below D_low and at most D/2, not {self.D_out}")
         if not 0 < self.mcache_gossip <= self.mcache_len:
             raise ValueError(f"need 0 < mcache_gossip <= mcache_len, not {self.mcache_gossip}, {self.mcache_len}")
         if not 0.0 <= self.gossip_factor <= 1.0:

@@ -1,7 +1,7 @@
 """The router's key type is a parameter: how topic bytes become keys, and back.
 
-`BytesTopics` is interning off (the key is the topic), `PoolTopics` is interning on (the key is a `TopicRef`). The router
-behaves identically with either: it never orders, hashes across processes, or sends a key.
+`BytesTopics` is interning off (the key is the topic), `PoolTopics` is interning on (the key is a `TopicRef`). The
+router behaves identically with either: it never orders keys, nor sends one.
 """
 
 from __future__ import annotations

@@ -1,0 +1,168 @@
+"""The way of a message: received, identified, validated, then delivered and forwarded; or published.
+
+Guarantees: a message is delivered and forwarded at most once while the seen cache remembers it, and never to who sent
+or wrote it; one that is dropped for want of room at validation counts as never seen, so that gossip can bring it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Generic
+
+from worker.effects import Deliver, Misbehaviour, Validate, Verdict
+from worker.mcache import MessageCache
+from worker.mesh import Mesh
+from worker.messages import Message, MessageId, PeerId
+from worker.outbox import Outbox
+from worker.params import GossipSubParams
+from worker.peers import PeerTable
+from worker.seen import SeenCache
+from worker.stats import RouterStats
+from worker.topics import K, Topics
+
+
+@dataclass(slots=True)
+class _Pending(Generic[K]):
+    """A message at validation."""
+
+    key: K
+    message: Message
+    senders: list[PeerId]  # everyone who sent it so far, first come first
+    since_s: float
+
+
+class Delivery(Generic[K]):
+    def __init__(
+        self,
+        topics: Topics[K],
+        peers: PeerTable[K],
+        mesh: Mesh[K],
+        mcache: MessageCache[K],
+        params: GossipSubParams,
+        message_id: Callable[[Message], MessageId],
+        self_id: PeerId,
+        stats: RouterStats,
+    ) -> None:
+        self._topics = topics
+        self._peers = peers
+        self._mesh = mesh
+        self._mcache = mcache
+        self._params = params
+        self._message_id = message_id
+        self._self_id = self_id
+        self._stats = stats
+        self._pending: dict[MessageId, _Pending[K]] = {}  # oldest first
+        self.seen = SeenCache(params.seen_ttl_s, params.max_seen_count)
+
+    def receive(self, peer: PeerId, message: Message, now: float, outbox: Outbox) -> None:
+        """A message that nobody has validated yet."""
+        received = self._identify(peer, message, now, outbox)
+        if received is None:
+            return
+        message_id, key = received
+        if len(self._pending) >= self._params.max_pending_validation_count:
+            self._stats.overflowed += 1
+            return
+        self.seen.add(message_id, now)
+        self._pending[message_id] = _Pending(key, message, [peer], now)
+        self._stats.validating += 1
+        outbox.effect(Validate(peer, message_id, message))
+
+    def validated(self, message_id: MessageId, verdict: Verdict, outbox: Outbox) -> None:
+        pending = self._pending.pop(message_id, None)
+        if pending is None:
+            return
+        if verdict is Verdict.ACCEPT:
+            self._accept(message_id, pending.message, pending.key, pending.senders, outbox)
+        elif verdict is Verdict.IGNORE:
+            self._stats.ignored += 1
+        else:
+            self._stats.rejected += 1
+            for sender in pending.senders:
+                outbox.misbehaved(sender, Misbehaviour.INVALID_MESSAGE)
+
+    def forward(self, peer: PeerId, message: Message, now: float, outbox: Outbox) -> None:
+        """A message that somebody else has validated."""
+        received = self._identify(peer, message, now, outbox)
+        if received is not None:
+            message_id, key = received
+            self.seen.add(message_id, now)
+            self._accept(message_id, message, key, [peer], outbox)
+
+    def publish(self, message: Message, now: float, outbox: Outbox) -> None:
+        message_id = self._message_id(message)
+        if not message_id:
+            raise ValueError("message_id gave an empty id; nothing was published")
+        key = self._peers.own(message.topic)
+        if not self.seen.add(message_id, now):
+            self._stats.duplicates += 1
+            return
+        self._mcache.put(message_id, message, key)
+        self._stats.published += 1
+        if key in self._mesh.mesh:
+            outbox.effect(Deliver(None, message_id, message))
+        flood = self._params.flood_publish
+        linked = self._peers.meshable(key) if flood else sorted(self._mesh.publish_peers(key, now))
+        self._send(message, key, linked, (), outbox)
+
+    def forget_old(self, now: float) -> None:
+        """Seen ids at the end of their ttl, and messages whose verdict has not come for as long."""
+        self.seen.forget_expired(now)
+        while self._pending:
+            oldest = next(iter(self._pending))
+            if now - self._pending[oldest].since_s <= self._params.seen_ttl_s:
+                return
+            del self._pending[oldest]
+            self._stats.ignored += 1
+
+    @property
+    def pending_count(self) -> int:
+        return len(self._pending)
+
+    def _identify(self, peer: PeerId, message: Message, now: float, outbox: Outbox) -> tuple[MessageId, K] | None:
+        """Id and key of a message that is new and on a joined topic; anything else is accounted for and ends here."""
+        key = self._topics.lookup(message.topic)
+        if key is None or key not in self._mesh.mesh:
+            self._stats.unjoined += 1
+            return None
+        if self._self_id and message.from_peer == self._self_id:
+            self._stats.from_self += 1
+            return None
+        try:
+            message_id = self._message_id(message)
+        except Exception:  # noqa: BLE001  the caller's function on a stranger's bytes: it costs the peer, not the shard
+            message_id = b""
+        if not message_id:
+            outbox.misbehaved(peer, Misbehaviour.MALFORMED_MESSAGE)
+            return None
+        if self.seen.has(message_id, now):
+            self._stats.duplicates += 1
+            pending = self._pending.get(message_id)
+            if pending is not None and peer not in pending.senders:
+                pending.senders.append(peer)
+            return None
+        return message_id, key
+
+    def _accept(
+        self, message_id: MessageId, message: Message, key: K, senders: Collection[PeerId], outbox: Outbox
+    ) -> None:
+        members = self._mesh.mesh.get(key)
+        if members is None:  # left while the message was at validation
+            self._stats.unjoined += 1
+            return
+        self._stats.accepted += 1
+        self._mcache.put(message_id, message, key)
+        outbox.effect(Deliver(next(iter(senders)), message_id, message))
+        self._send(message, key, sorted(members), senders, outbox)
+
+    def _send(
+        self, message: Message, key: K, linked: list[PeerId], senders: Collection[PeerId], outbox: Outbox
+    ) -> None:
+        """To floodsub and explicit peers first, then to the linked ones."""
+        recipients = [
+            peer
+            for peer in (*self._peers.unmeshable(key), *linked)
+            if peer not in senders and peer != message.from_peer
+        ]
+        outbox.message(recipients, message)

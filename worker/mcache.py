@@ -1,0 +1,63 @@
+"""The message cache: recent messages by id, in history windows of one heartbeat (v1.0, "Message Cache").
+
+Ids come from the caller, so whatever function identifies messages elsewhere identifies them here. A message lives in
+exactly one window, and goes when that window is shifted out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Generic
+
+from worker.messages import Message, MessageId, PeerId
+from worker.topics import K
+
+
+@dataclass(slots=True)
+class _Entry:
+    message: Message
+    sent_counts: dict[PeerId, int] = field(default_factory=dict)  # answers to IWANTs, by who asked
+
+
+class MessageCache(Generic[K]):
+    def __init__(self, mcache_len: int, mcache_gossip: int) -> None:
+        self._gossip_count = mcache_gossip
+        self._entries: dict[MessageId, _Entry] = {}
+        # Newest first. By topic within a window: a heartbeat asks for each topic's ids, and should not read the others'.
+        self._windows: deque[dict[K, list[MessageId]]] = deque(({} for _ in range(mcache_len)), maxlen=mcache_len)
+
+    def put(self, message_id: MessageId, message: Message, key: K) -> None:
+        """Add to the current window. An id that is in the cache keeps its message and window."""
+        if message_id in self._entries:
+            return
+        self._entries[message_id] = _Entry(message)
+        self._windows[0].setdefault(key, []).append(message_id)
+
+    def get(self, message_id: MessageId) -> Message | None:
+        entry = self._entries.get(message_id)
+        return None if entry is None else entry.message
+
+    def take_for(self, peer: PeerId, message_id: MessageId) -> tuple[Message, int] | None:
+        """The message and how often, this time included, that peer was given it."""
+        entry = self._entries.get(message_id)
+        if entry is None:
+            return None
+        count = entry.sent_counts.get(peer, 0) + 1
+        entry.sent_counts[peer] = count
+        return entry.message, count
+
+    def get_gossip_ids(self, key: K) -> list[MessageId]:
+        """Ids of a topic in the `mcache_gossip` newest windows, newest window first."""
+        return [id_ for window in islice(self._windows, self._gossip_count) for id_ in window.get(key, ())]
+
+    def shift(self) -> None:
+        """Open a new window; the oldest goes with its messages."""
+        for ids in self._windows.pop().values():
+            for message_id in ids:
+                del self._entries[message_id]
+        self._windows.appendleft({})
+
+    def __len__(self) -> int:
+        return len(self._entries)

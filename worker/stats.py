@@ -1,0 +1,23 @@
+"""What became of things, counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class RouterStats:
+    """Counts since the router began. Written by the router alone; take a `dataclasses.replace` to keep one."""
+
+    published: int = 0  # messages of this host
+    validating: int = 0  # messages of peers that went to validation
+    accepted: int = 0  # messages of peers that were delivered and forwarded
+    rejected: int = 0
+    ignored: int = 0  # by verdict, or because no verdict came within seen_ttl_s
+    duplicates: int = 0
+    unjoined: int = 0  # messages of peers on topics that are not joined
+    from_self: int = 0  # messages of peers that claim to be this host's
+    overflowed: int = 0  # messages dropped, as if never seen, while max_pending_validation_count were waiting
+    strangers: int = 0  # RPCs of peers not added
+    refused_subscriptions: int = 0  # beyond max_subscriptions_per_peer
+    undelivered: int = 0  # RPCs that the host reported as dropped on their way
