@@ -25,7 +25,7 @@ class MessageCache(Generic[K]):
     def __init__(self, mcache_len: int, mcache_gossip: int) -> None:
         self._gossip_count = mcache_gossip
         self._entries: dict[MessageId, _Entry] = {}
-        # Newest first. By topic within a window: a heartbeat asks for each topic's ids, and should not read the others'.
+        # Newest first. By topic within a window: a heartbeat asks for each topic's ids, and not the others'.
         self._windows: deque[dict[K, list[MessageId]]] = deque(({} for _ in range(mcache_len)), maxlen=mcache_len)
 
     def put(self, message_id: MessageId, message: Message, key: K) -> None:

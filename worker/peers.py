@@ -122,7 +122,7 @@ class PeerTable(Generic[K]):
         return sorted(peers)
 
     def meshable(self, key: K) -> list[PeerId]:
-        """Sorted subscribers that mesh, fanout and gossip choose from: `peers.gossipsub[topic]`, less explicit peers."""
+        """Sorted subscribers that mesh, fanout and gossip choose from: `peers.gossipsub[topic]` less explicit peers."""
         return sorted(peer for peer in self.by_topic.get(key, ()) if self.peers[peer].meshable)
 
     def unmeshable(self, key: K) -> list[PeerId]:
