@@ -1,0 +1,65 @@
+"""shmpool: one canonical copy of each name per host, and the same small integer for it in every process.
+
+General layout. A module imports only from groups above its own:
+
+    errors       the exceptions
+    layout       every byte of the segment, and where it is
+
+    hashing      keyed hash of a value                       Mechanisms: none knows Pool,
+    header       the segment's constants, encoded, verified  each is tested alone.
+    segment      the shared memory itself
+    lock         byte locks and turnstiles
+    attachment   process rows, counters, liveness, fork
+    table        slots: find, build
+    arena        records: write, read, walk
+    cache        refs a process remembers, and their uses
+
+    stripe       table + arena + intents: insert, recover    Composition.
+    inspection   stats, top, check
+    lifetime     create, join, leave, remove, reset
+
+    pool         Pool                                        The surface.
+
+Only what is named here is public.
+"""
+
+import sys
+
+if not sys.platform.startswith("linux"):
+    raise ImportError(
+        f"shmpool needs Linux: it locks with open file description locks and makes its memory without a name (O_TMPFILE), which {sys.platform} "
+        "does not have. Nothing was changed."
+    )
+
+from shmpool.errors import (
+    PoolBusyError,
+    PoolClosedError,
+    PoolCorruptError,
+    PoolError,
+    PoolExistsError,
+    PoolFullError,
+    PoolNotFoundError,
+    PoolVersionError,
+    StaleRefError,
+)
+from shmpool.inspection import Counters, Finding, PoolStats, ProcessStats, TopicCount, TopicRef
+from shmpool.pool import Pool
+
+__all__ = [
+    "Counters",
+    "Finding",
+    "Pool",
+    "PoolBusyError",
+    "PoolClosedError",
+    "PoolCorruptError",
+    "PoolError",
+    "PoolExistsError",
+    "PoolFullError",
+    "PoolNotFoundError",
+    "PoolStats",
+    "PoolVersionError",
+    "ProcessStats",
+    "StaleRefError",
+    "TopicCount",
+    "TopicRef",
+]

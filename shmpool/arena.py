@@ -1,0 +1,114 @@
+"""Records: a 16-byte header and the value, appended to chunks of the arena that belong to one stripe each.
+
+Records start at multiples of 8 and never move, so a record's offset can be its ref. A chunk's word in the chunk table tells its
+owner and how much of it is used; it has one writer, the holder of the owner's lock. A chunk is taken from the arena for good
+(until a reset), by the holder of the grow lock.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from shmpool.layout import (
+    CHUNK_EPOCH_SHIFT,
+    CHUNK_OWNER_MASK,
+    CHUNK_USED_MASK,
+    CHUNK_USED_SHIFT,
+    META_LIVE,
+    META_ORDINAL_MASK,
+    META_ORDINAL_SHIFT,
+    META_SIZE_MASK,
+    RECORD_ALIGN,
+    RECORD_SIZE,
+    WORD_SIZE,
+)
+from shmpool.segment import Segment
+
+
+class Record(NamedTuple):
+    """A record as its header tells it. `offset` in the arena, `ordinal` within its stripe, `size` of the value in bytes."""
+
+    offset: int
+    hash: int
+    size: int
+    generation: int
+    ordinal: int
+    live: bool
+
+    @property
+    def end(self) -> int:
+        return self.offset + record_size(self.size)
+
+
+def record_size(value_size: int) -> int:
+    """Bytes of arena that a value of that size takes."""
+    return RECORD_SIZE + value_size + RECORD_ALIGN - 1 & -RECORD_ALIGN
+
+
+def write_record(segment: Segment, offset: int, hash_: int, value: bytes, ordinal: int) -> None:
+    """Write a whole record, the word that makes it live last. Committed memory, under the stripe's lock."""
+    start = segment.constants.geometry.arena_offset + offset
+    segment.words[start // WORD_SIZE] = hash_
+    segment.data[start + RECORD_SIZE : start + RECORD_SIZE + len(value)] = value
+    segment.words[start // WORD_SIZE + 1] = META_LIVE | ordinal << META_ORDINAL_SHIFT | len(value)
+
+
+def erase_record(segment: Segment, offset: int) -> None:
+    """Make what stands at `offset` no record. Under the stripe's lock, for a place that no slot points at."""
+    segment.words[(segment.constants.geometry.arena_offset + offset) // WORD_SIZE + 1] = 0
+
+
+def read_record(segment: Segment, offset: int) -> Record:
+    """The header at a committed offset, as it stands."""
+    word = (segment.constants.geometry.arena_offset + offset) // WORD_SIZE
+    meta = segment.words[word + 1]
+    return Record(
+        offset=offset,
+        hash=segment.words[word],
+        size=meta & META_SIZE_MASK,
+        generation=meta >> 16 & 0xFFFF,
+        ordinal=meta >> META_ORDINAL_SHIFT & META_ORDINAL_MASK,
+        live=meta >= META_LIVE,
+    )
+
+
+def read_value(segment: Segment, record: Record) -> bytes:
+    """The value's bytes. The record must lie within committed memory."""
+    start = segment.constants.geometry.arena_offset + record.offset + RECORD_SIZE
+    return segment.data[start : start + record.size]
+
+
+class Chunk(NamedTuple):
+    """A chunk's word, decoded: `owner` is a stripe, or -1 for a chunk that nobody has taken since the last reset."""
+
+    used: int
+    owner: int
+
+
+def chunk_word(segment: Segment, index: int) -> int:
+    """The word that describes a chunk."""
+    return segment.constants.geometry.chunks_offset // WORD_SIZE + index
+
+
+def make_chunk(used: int, owner: int, epoch: int) -> int:
+    return epoch << CHUNK_EPOCH_SHIFT | used << CHUNK_USED_SHIFT | (owner + 1)
+
+
+def read_chunk(segment: Segment, index: int, epoch: int) -> Chunk:
+    """A chunk that was taken: its word is committed. `used` never exceeds the chunk's size, whatever the word says."""
+    state = segment.words[chunk_word(segment, index)]
+    if state >> CHUNK_EPOCH_SHIFT != epoch:
+        return Chunk(0, -1)
+    used = min(state >> CHUNK_USED_SHIFT & CHUNK_USED_MASK, segment.constants.geometry.chunk_size)
+    return Chunk(used, (state & CHUNK_OWNER_MASK) - 1)
+
+
+def walk(segment: Segment, index: int, used: int) -> Iterator[Record]:
+    """The records of a chunk's first `used` bytes. Ends early where the bytes make no sense; bounded in any case."""
+    start = index * segment.constants.geometry.chunk_size
+    offset, end = start, start + used
+    while offset + RECORD_SIZE <= end:
+        record = read_record(segment, offset)
+        if not record.live or record.end > end:
+            return
+        yield record
+        offset = record.end

@@ -1,0 +1,104 @@
+"""The header's constants: encoded once by a pool's creator, verified by everyone who attaches.
+
+Nothing in a segment is believed before its magic, version, fingerprint and checksum are; what fails is refused, never mended.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+
+from shmpool.errors import PoolCorruptError, PoolVersionError
+from shmpool.layout import FINGERPRINT, HEADER, MAGIC, VERSION, WORD_SIZE, Geometry
+
+_CONSTANTS_SIZE = int(HEADER.fields["checksum"][1]) if HEADER.fields else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What a pool's creator chose. Sizes in bytes, counts in topics; `created_ns` is wall-clock time."""
+
+    pool_id: int
+    hash_key: bytes
+    geometry: Geometry
+    insert_budget: int
+    reserve: int
+    persistent: bool
+    created_ns: int
+
+
+def encode(constants: Constants) -> bytes:
+    """The header page, magic included. The caller stores the first word (the magic) last."""
+    geometry = constants.geometry
+    page = np.zeros(1, HEADER)
+    page["version"] = VERSION
+    page["fingerprint"] = FINGERPRINT
+    page["pool_id"] = constants.pool_id
+    page["hash_key"] = np.frombuffer(constants.hash_key, "<u8")
+    page["total_size"] = geometry.total_size
+    page["capacity"] = geometry.capacity
+    page["arena_size"] = geometry.arena_size
+    page["stripe_count"] = geometry.stripe_count
+    page["process_count"] = geometry.process_count
+    page["max_value_size"] = geometry.max_value_size
+    page["insert_budget"] = constants.insert_budget
+    page["reserve"] = constants.reserve
+    page["persistent"] = constants.persistent
+    page["created_ns"] = constants.created_ns
+    page["checksum"] = _checksum(page.tobytes())
+    page["magic"] = MAGIC
+    return page.tobytes()
+
+
+def decode(page: bytes, file_size: int, where: str) -> Constants:
+    """The constants of a header page read from a file of `file_size` bytes; `where` names it in errors.
+
+    Raises PoolVersionError for another version or layout of shmpool, PoolCorruptError for everything else that is wrong.
+    """
+    kept = "It was left as it is."
+    if len(page) < HEADER.itemsize:
+        raise PoolCorruptError(f"{where}: {len(page)} bytes are too few for a pool. {kept}")
+    header = np.frombuffer(page, HEADER, 1)[0]
+    if header["magic"] != MAGIC:
+        raise PoolCorruptError(f"{where}: no pool (its first 8 bytes are {page[:WORD_SIZE].hex()}). {kept}")
+    if header["version"] != VERSION:
+        raise PoolVersionError(
+            f"{where}: format version {header['version']}, and this shmpool reads version {VERSION}. {kept} "
+            "Use one version of shmpool on a host, or remove the pool with the version that made it."
+        )
+    if header["fingerprint"] != FINGERPRINT:
+        raise PoolVersionError(
+            f"{where}: layout {int(header['fingerprint']):016x}, and this shmpool's is {FINGERPRINT:016x}. {kept} "
+            "Use one build of shmpool on a host."
+        )
+    if header["checksum"] != _checksum(page):
+        raise PoolCorruptError(f"{where}: the header's checksum does not match its constants. {kept}")
+    try:
+        geometry = Geometry(
+            capacity=int(header["capacity"]),
+            arena_size=int(header["arena_size"]),
+            stripe_count=int(header["stripe_count"]),
+            process_count=int(header["process_count"]),
+            max_value_size=int(header["max_value_size"]),
+        )
+    except ValueError as error:
+        raise PoolCorruptError(f"{where}: {error}. {kept}") from None
+    if not geometry.total_size == header["total_size"] == file_size:
+        raise PoolCorruptError(
+            f"{where}: {file_size} bytes long, {header['total_size']} by its header and {geometry.total_size} by its "
+            f"options. {kept}"
+        )
+    return Constants(
+        pool_id=int(header["pool_id"]),
+        hash_key=header["hash_key"].tobytes(),
+        geometry=geometry,
+        insert_budget=int(header["insert_budget"]),
+        reserve=int(header["reserve"]),
+        persistent=bool(header["persistent"]),
+        created_ns=int(header["created_ns"]),
+    )
+
+
+def _checksum(page: bytes) -> int:
+    constants = page[WORD_SIZE:_CONSTANTS_SIZE]
+    return int.from_bytes(blake2b(constants, digest_size=WORD_SIZE).digest(), "little")

@@ -1,0 +1,236 @@
+"""What a pool holds, who uses it and whether it is sound; nothing here changes a pool."""
+
+import heapq
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple, NewType
+
+import numpy as np
+
+from shmpool.arena import Chunk, Record, read_chunk, read_value, walk
+from shmpool.attachment import Snapshot, is_live, row_word, take_snapshot
+from shmpool.layout import (
+    ATTACHED,
+    CHUNK,
+    COUNT,
+    COUNTERS,
+    INTENT,
+    MIN_TABLE_BITS,
+    OCCUPIED,
+    OFFSET_MASK,
+    PID,
+    START_TIME,
+    STRIPE_WORDS,
+    TABLE,
+    WORD_SIZE,
+)
+from shmpool.segment import Segment
+from shmpool.stripe import Stripes
+from shmpool.table import MISSING, find_slot, make_slot, read_table
+
+TopicRef = NewType("TopicRef", int)
+
+_MAX_FINDINGS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Counts of events. A hit is an intern or lookup that found its value, a miss one that did not (an insert is also a miss)."""
+
+    hits: int = 0
+    misses: int = 0
+    inserts: int = 0
+    lock_waits: int = 0
+    takeovers: int = 0
+    rollbacks: int = 0
+    rollforwards: int = 0
+    uses_dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStats:
+    """One row of the process table. `attached_ns` is wall-clock time; a row that is not live is a killed process's."""
+
+    row: int
+    pid: int
+    start_time: int
+    attached_ns: int
+    live: bool
+    counters: Counters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolStats:
+    """A pool at one instant. Sizes in bytes; `arena_used_size` counts records with their headers, `memory_size` is the real
+    memory behind the segment. Counters are exact as of each process's last flush; `total` includes processes that left."""
+
+    name: str
+    size: int
+    capacity: int
+    arena_used_size: int
+    arena_committed_size: int
+    arena_size: int
+    memory_size: int
+    total: Counters
+    processes: tuple[ProcessStats, ...]
+
+    @property
+    def hits(self) -> int:
+        return self.total.hits
+
+    @property
+    def misses(self) -> int:
+        return self.total.misses
+
+    @property
+    def inserts(self) -> int:
+        return self.total.inserts
+
+    @property
+    def lock_waits(self) -> int:
+        return self.total.lock_waits
+
+    @property
+    def takeovers(self) -> int:
+        return self.total.takeovers
+
+
+class TopicCount(NamedTuple):
+    """A topic and how often it was interned or looked up."""
+
+    ref: TopicRef
+    value: bytes
+    uses: int
+
+
+class Finding(NamedTuple):
+    """Something in the segment that contradicts something else, where, and what to do about it."""
+
+    what: str
+    where: str
+    advice: str
+
+
+def read_stats(stripes: Stripes, own_row: int) -> PoolStats:
+    """The pool's statistics. Takes no lock."""
+    segment, geometry = stripes.segment, stripes.geometry
+    snapshot = take_snapshot(segment, with_uses=False)
+    chunks = list(_chunks(stripes))
+    return PoolStats(
+        name=segment.pool_name,
+        size=stripes.total(),
+        capacity=geometry.capacity,
+        arena_used_size=sum(chunk.used for chunk in chunks),
+        arena_committed_size=stripes.limit(),
+        arena_size=geometry.arena_size,
+        memory_size=segment.memory_size,
+        total=_counters(snapshot.counters.sum(axis=0)),
+        processes=tuple(_processes(segment, snapshot, own_row)),
+    )
+
+
+def _chunks(stripes: Stripes) -> Iterator[Chunk]:
+    for index in range(stripes.limit() // stripes.geometry.chunk_size):
+        yield read_chunk(stripes.segment, index, stripes.epoch)
+
+
+def _processes(segment: Segment, snapshot: Snapshot, own_row: int) -> Iterator[ProcessStats]:
+    for row in range(segment.constants.geometry.process_count):
+        word = row_word(segment, row)
+        pid = segment.words[word + PID]
+        if pid:
+            yield ProcessStats(
+                row=row,
+                pid=pid,
+                start_time=segment.words[word + START_TIME],
+                attached_ns=segment.words[word + ATTACHED],
+                live=is_live(segment, row, own_row),
+                counters=_counters(snapshot.counters[row + 1]),
+            )
+
+
+def _counters(values: "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]") -> Counters:
+    return Counters(**dict(zip(COUNTERS, map(int, values), strict=True)))
+
+
+def count_topics(stripes: Stripes, k: int, origin: int) -> list[TopicCount]:
+    """The k most used topics, most used first, ties in order of their refs."""
+    segment, stripe_count = stripes.segment, stripes.geometry.stripe_count
+    uses = take_snapshot(segment, with_uses=True).uses
+
+    def used(record: Record) -> int:
+        column = record.ordinal * stripe_count + stripes.geometry.stripe_of(record.hash)
+        return int(uses[column]) if column < len(uses) else 0
+
+    best = heapq.nsmallest(k, ((-used(record), record.offset, record) for record in stripes.records()))
+    return [TopicCount(TopicRef(origin + offset), read_value(segment, record), -count) for count, offset, record in best]
+
+
+def check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> list[Finding]:
+    """Every invariant of one stripe, for who holds its lock and has run `recover`. Empty means sound."""
+    findings: list[Finding] = []
+    for finding in _check_stripe(stripes, stripe, hash_value):
+        findings.append(finding)
+        if len(findings) == _MAX_FINDINGS:
+            break
+    return findings
+
+
+def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> Iterator[Finding]:
+    segment, geometry = stripes.segment, stripes.geometry
+    row = geometry.stripes_offset // WORD_SIZE + stripe * STRIPE_WORDS
+    table, intent, count, chunk = (segment.words[row + field] for field in (TABLE, INTENT, COUNT, CHUNK))
+    anew = "Values and refs of this stripe cannot be trusted. Make the pool anew."
+    where = f"stripe {stripe}"
+    bits, region = table & 0xFF, table >> 8 & 0xFF
+    if table >> 16 != stripes.epoch or not MIN_TABLE_BITS <= bits <= geometry.max_table_bits or region > 1:
+        yield Finding(f"table word {table:#x} names no table", where, anew)
+        return
+    if intent:
+        yield Finding(f"intent {intent:#x} is left after recovery", where, anew)
+    table_word = geometry.table_offset(stripe, region, bits) // WORD_SIZE
+    slots = read_table(segment.words, table_word, 1 << bits)
+    pointed = {int(slot) & OFFSET_MASK for slot in slots[slots != 0]}
+    if len(pointed) != int((slots != 0).sum()):
+        yield Finding("two slots point at one record", where, anew)
+    if any(int(slot) & 7 != OCCUPIED for slot in slots[slots != 0]):
+        yield Finding("a slot's low bits are not what a slot has", where, anew)
+    if chunk and (chunk > stripes.limit() // geometry.chunk_size or read_chunk(segment, chunk - 1, stripes.epoch).owner != stripe):
+        yield Finding(f"current chunk {chunk - 1} is not its own", where, anew)
+
+    walked: set[int] = set()
+    values: dict[bytes, int] = {}
+    for index, taken in enumerate(_chunks(stripes)):
+        if taken.owner != stripe:
+            continue
+        end = index * geometry.chunk_size
+        for record in walk(segment, index, taken.used):
+            end = record.end
+            walked.add(record.offset)
+            at = f"{where}, arena offset {record.offset}"
+            value = read_value(segment, record)
+            if hash_value(value) != record.hash or geometry.stripe_of(record.hash) != stripe:
+                yield Finding("the value's hash is not the record's", at, anew)
+            if value in values:
+                yield Finding(f"the same value stands at arena offset {values[value]}", at, anew)
+            values[value] = record.offset
+            slot = make_slot(record.hash, record.offset)
+            if find_slot(segment.words, table_word, (1 << bits) - 1, slot, record.hash) == MISSING:
+                yield Finding("no slot on the probe path points at the record", at, anew)
+            if record.ordinal >= count:
+                yield Finding(f"ordinal {record.ordinal}, and the stripe counts {count} records", at, anew)
+        if end != index * geometry.chunk_size + taken.used:
+            yield Finding(f"chunk {index} is used to {taken.used}, its records end at {end % geometry.chunk_size}", where, anew)
+    for offset in sorted(pointed - walked):
+        yield Finding("a slot points where no record is", f"{where}, arena offset {offset}", anew)
+    if count != len(walked):
+        yield Finding(f"counts {count} records and has {len(walked)}", where, anew)
+
+
+def check_chunks(stripes: Stripes) -> list[Finding]:
+    """Chunks that nobody owns, or somebody who cannot. Empty means sound."""
+    return [
+        Finding(f"its owner is stripe {chunk.owner}", f"chunk {index}", "Make the pool anew.")
+        for index, chunk in enumerate(_chunks(stripes))
+        if not 0 <= chunk.owner < stripes.geometry.stripe_count
+    ]

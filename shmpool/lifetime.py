@@ -1,0 +1,205 @@
+"""How a pool comes to be, is joined, left and removed: everything that happens under the gate.
+
+The gate is a byte lock on the segment's file. Who attaches looks the name up, takes the gate of what it found and looks
+again; only a holder of the gate removes the name. So nobody joins a pool that is being removed, and no two live
+pools have one name. The semaphores exist only while the name does: they are made after it and removed before it.
+"""
+
+import secrets
+import time
+from typing import Final, NamedTuple
+
+from shmpool import segment as segments
+from shmpool.attachment import Attachment, take_row
+from shmpool.errors import PoolBusyError, PoolError
+from shmpool.header import Constants
+from shmpool.layout import (
+    EPOCH_WORD,
+    GATE_BYTE,
+    LOW_40,
+    MAX_ARENA_SIZE,
+    MAX_EPOCH,
+    MIN_ORIGIN,
+    PROCESS_BYTES,
+    TAG_SHIFT,
+    Geometry,
+)
+from shmpool.lock import (
+    ByteLock,
+    Semaphores,
+    open_semaphores,
+    others_hold,
+    unlink_semaphores,
+)
+from shmpool.segment import Segment
+
+_RACE_TRIES: Final = 100
+
+
+class Seat(NamedTuple):
+    """What an attached process has: its segment, the gate, a locked row and the turnstiles."""
+
+    segment: Segment
+    gate: ByteLock
+    row: int
+    semaphores: Semaphores
+
+
+def choose_constants(
+    *,
+    capacity: int,
+    arena_size: int | None,
+    stripe_count: int,
+    max_value_size: int,
+    insert_budget: int | None,
+    reserve: int | None,
+    process_count: int,
+    persistent: bool,
+) -> Constants:
+    """Fill in the defaults of a new pool's options. Raises ValueError for options that no pool can have."""
+    # A provisional arena of the largest size checks the other options, and knows the size of a chunk.
+    chunk_size = Geometry(capacity, MAX_ARENA_SIZE, stripe_count, process_count, max_value_size).chunk_size
+    if arena_size is None:
+        # Room for `capacity` values of the largest size: at most a fifth of a chunk is too short for the next record.
+        needed = capacity * (max_value_size + 24) * 5 // 4
+        arena_size = min((needed // chunk_size + 1 + stripe_count) * chunk_size, MAX_ARENA_SIZE)
+    else:
+        arena_size = -(-arena_size // chunk_size) * chunk_size
+    geometry = Geometry(capacity, arena_size, stripe_count, process_count, max_value_size)
+    insert_budget = 1 << 63 if insert_budget is None else insert_budget
+    reserve = capacity // 16 if reserve is None else reserve
+    if insert_budget < 0:
+        raise ValueError(f"insert_budget must not be negative, as {insert_budget} is")
+    if not 0 <= reserve <= capacity:
+        raise ValueError(f"reserve must be 0 to capacity ({capacity}) topics, not {reserve}")
+    return Constants(
+        pool_id=secrets.randbits(64),
+        hash_key=secrets.token_bytes(16),
+        geometry=geometry,
+        insert_budget=insert_budget,
+        reserve=reserve,
+        persistent=persistent,
+        created_ns=time.time_ns(),
+    )
+
+
+def create(name: str, constants: Constants) -> Seat:
+    """Make a pool and join it. Raises PoolExistsError, PoolFullError; nothing is left behind then."""
+    segment = segments.create(name, constants)
+    try:
+        segment.words[EPOCH_WORD] = 1 << TAG_SHIFT | choose_origin(constants.geometry, 0)
+        gate = _gate(segment)
+        return gate.run(_publish, segment, gate)
+    except BaseException:
+        segment.close()
+        raise
+
+
+def _publish(segment: Segment, gate: ByteLock) -> Seat:
+    # The row before the name, so that nobody finds the pool abandoned. Whoever attaches waits at the gate for the semaphores; if
+    # this process dies before they are there, the next to attach makes them.
+    row = take_row(segment, segment.fd)
+    segment.link()
+    try:
+        return Seat(segment, gate, row, _open_semaphores(segment))
+    except BaseException:
+        remove(segment)
+        raise
+
+
+def attach(name: str) -> Seat:
+    """Join the pool of that name. Raises what `segment.attach` and `take_row` do; what is refused is left as it is."""
+    for _ in range(_RACE_TRIES):
+        segment = segments.attach(name)
+        try:
+            gate = _gate(segment)
+            seat = gate.run(_join, segment, gate)
+        except BaseException:
+            segment.close()
+            raise
+        if seat is not None:
+            return seat
+        segment.close()  # the last one left between our look-up and the gate
+    raise PoolBusyError(f"pool {name!r} came and went {_RACE_TRIES} times while it was being attached. Try again.")
+
+
+def _join(segment: Segment, gate: ByteLock) -> Seat | None:
+    if not segment.is_linked():
+        return None
+    row = take_row(segment, segment.fd)
+    return Seat(segment, gate, row, _open_semaphores(segment))
+
+
+def _open_semaphores(segment: Segment) -> Semaphores:
+    constants = segment.constants
+    return open_semaphores(segment.pool_name, constants.pool_id, constants.geometry.stripe_count)
+
+
+def leave(attachment: Attachment) -> None:
+    """Give up the row, and remove the pool if that was the last and it is not persistent. Under the gate."""
+    attachment.leave()
+    segment = attachment.segment
+    if not segment.constants.persistent and not _is_in_use(segment):
+        remove(segment)
+
+
+def unlink(name: str) -> None:
+    """Remove a pool that nobody is attached to. Raises PoolBusyError while somebody is, and what `segment.attach` does."""
+    segment = segments.attach(name)
+    try:
+        _gate(segment).run(_unlink, segment)
+    finally:
+        segment.close()
+
+
+def _unlink(segment: Segment) -> None:
+    if _is_in_use(segment):
+        raise PoolBusyError(
+            f"pool {segment.pool_name!r}: processes are attached, and removing its name would cut them off from those to come. "
+            "Nothing was changed. Close them first; a pool that is not persistent then goes by itself."
+        )
+    remove(segment)
+
+
+def remove(segment: Segment) -> None:
+    """Remove the semaphores and the name, unless the name leads elsewhere by now. Under the gate."""
+    if segment.is_linked():
+        unlink_semaphores(segment.constants.pool_id, segment.constants.geometry.stripe_count)
+        segment.unlink()
+
+
+def reset(attachment: Attachment) -> None:
+    """Make the pool empty with one store. Under the gate and all stripes' locks.
+
+    The word holds the count of resets and the origin of refs: every stripe of an older count reads as empty, and every older
+    ref falls outside the arena. Raises PoolBusyError while anyone else is attached.
+    """
+    segment = attachment.segment
+    if _is_in_use(segment):
+        raise PoolBusyError(
+            f"pool {segment.pool_name!r}: others are attached, and their refs would become invalid. Nothing was changed. Close "
+            "them first."
+        )
+    state = segment.words[EPOCH_WORD]
+    epoch = (state >> TAG_SHIFT) + 1
+    if epoch > MAX_EPOCH:
+        raise PoolError(f"pool {segment.pool_name!r} was reset {epoch - 2} times, the most there can be. Make it anew.")
+    segment.words[EPOCH_WORD] = epoch << TAG_SHIFT | choose_origin(segment.constants.geometry, state & LOW_40)
+    attachment.forget_ledger()
+
+
+def choose_origin(geometry: Geometry, previous: int) -> int:
+    """A random origin for refs, a multiple of 8, at which no ref from the previous one falls inside the arena."""
+    while True:
+        origin = MIN_ORIGIN + secrets.randbelow(MIN_ORIGIN - geometry.arena_size) // 8 * 8
+        if abs(origin - previous) >= geometry.arena_size:
+            return origin
+
+
+def _is_in_use(segment: Segment) -> bool:
+    """Whether another description, of whatever process, holds a row."""
+    return others_hold(segment.fd, PROCESS_BYTES, segment.constants.geometry.process_count)
+
+
+def _gate(segment: Segment) -> ByteLock:
+    return ByteLock(segment, GATE_BYTE, f"pool {segment.pool_name!r}, attaching and leaving")

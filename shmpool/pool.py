@@ -1,0 +1,628 @@
+"""Pool: one canonical copy of each value per host, and the same small integer for it in every process.
+
+Guarantees:
+- Equal bytes give equal refs, in any two processes, for as long as the pool lives; two racing interns make one record.
+- `resolve` returns the bytes that were interned under the ref, or raises.
+- A process may be killed at any instant: the others go on, and lose nothing that was ever returned to anyone.
+- After an error nothing is half done.
+"""
+
+import atexit
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import util
+from operator import index
+from threading import RLock
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmpool import lifetime
+from shmpool.arena import read_record, read_value, record_size
+from shmpool.attachment import Attachment
+from shmpool.cache import Cache
+from shmpool.errors import (
+    PoolBusyError,
+    PoolClosedError,
+    PoolCorruptError,
+    PoolError,
+    PoolExistsError,
+    PoolFullError,
+    PoolNotFoundError,
+    StaleRefError,
+)
+from shmpool.hashing import make_hasher
+from shmpool.inspection import (
+    Finding,
+    PoolStats,
+    TopicCount,
+    TopicRef,
+    check_chunks,
+    check_stripe,
+    count_topics,
+    read_stats,
+)
+from shmpool.layout import (
+    EPOCH_WORD,
+    FIRST_COUNTER,
+    GROW_BYTE,
+    LOW_40,
+    META_ORDINAL_MASK,
+    META_ORDINAL_SHIFT,
+    STRIPE_BYTES,
+    WORD_SIZE,
+)
+from shmpool.lifetime import Seat
+from shmpool.lock import ByteLock, StripeLock, close_semaphores
+from shmpool.stripe import Stripes
+from shmpool.table import MISSING
+
+Refs = NDArray[np.uint64]
+
+DEFAULT_CACHE_SIZE: Final = 4096
+_RACE_TRIES: Final = 100
+_BATCH: Final = 256  # inserts under one hold of a lock, so that a batch makes nobody wait long
+
+
+class Pool:
+    """One attachment to a pool. Make it with `Pool.create`, `Pool.attach` or `Pool.open`; threads may share it.
+
+    Use it as a context manager, or call `close`. A pool lives while a process is attached: when the last one closes it goes,
+    unless it was created `persistent`; when the last one is killed it stays, sound, until someone attaches again or unlinks it.
+    It can be sent to spawned processes by pickle, and a forked child has it attached already.
+    """
+
+    # ---- life
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        *,
+        capacity: int = 65_536,
+        arena_size: int | None = None,
+        stripe_count: int = 16,
+        max_value_size: int = 1024,
+        insert_budget: int | None = None,
+        reserve: int | None = None,
+        process_count: int = 256,
+        persistent: bool = False,
+        cache_size: int = DEFAULT_CACHE_SIZE,
+    ) -> Self:
+        """Make a new pool and attach to it.
+
+        capacity: topics it holds. Memory follows use, so ask for what could come.
+        arena_size: bytes reserved (not taken) for values; by default enough for `capacity` values of the largest size.
+        stripe_count: locks, a power of two; as many processes can insert at once.
+        max_value_size: bytes of the longest value, at most 65,535.
+        insert_budget: inserts that each process may make; by default no bound.
+        reserve: topics at the end of capacity that `intern` may take and `admit` may not; by default a sixteenth.
+        process_count: processes that can be attached at once.
+        persistent: whether it stays when the last process closes it.
+        cache_size: topics that this process remembers privately (see `intern`).
+
+        Raises PoolExistsError, PoolFullError (no shared memory), ValueError for options that no pool can have.
+        """
+        constants = lifetime.choose_constants(
+            capacity=capacity,
+            arena_size=arena_size,
+            stripe_count=stripe_count,
+            max_value_size=max_value_size,
+            insert_budget=insert_budget,
+            reserve=reserve,
+            process_count=process_count,
+            persistent=persistent,
+        )
+        return cls(lifetime.create(name, constants), cache_size)
+
+    @classmethod
+    def attach(cls, name: str, *, cache_size: int = DEFAULT_CACHE_SIZE) -> Self:
+        """Attach to the pool of that name.
+
+        Raises PoolNotFoundError; PoolCorruptError, PoolVersionError or PoolError for what is no pool of this user and version;
+        PoolFullError where the process table or the host's memory is full. Whatever is refused is left as it is.
+        """
+        return cls(lifetime.attach(name), cache_size)
+
+    @classmethod
+    def open(cls, name: str, **options: Any) -> Self:
+        """Attach to the pool of that name, or create it with `options`, those of `create`, where there is none.
+
+        An existing pool keeps its own options. Raises what `attach` and `create` do.
+        """
+        for _ in range(_RACE_TRIES):
+            try:
+                return cls.attach(name, cache_size=options.get("cache_size", DEFAULT_CACHE_SIZE))
+            except PoolNotFoundError:
+                pass
+            try:
+                return cls.create(name, **options)
+            except PoolExistsError:
+                continue
+        raise PoolBusyError(f"pool {name!r} came and went {_RACE_TRIES} times while it was being opened. Try again.")
+
+    @staticmethod
+    def unlink(name: str) -> None:
+        """Remove a pool that nobody is attached to: one that is persistent, or whose last process was killed.
+
+        Raises PoolNotFoundError, PoolBusyError while a process is attached, and whatever `attach` refuses with.
+        """
+        lifetime.unlink(name)
+
+    def __init__(self, seat: Seat, cache_size: int) -> None:
+        """Not for users: see `create`, `attach` and `open`."""
+        segment = seat.segment
+        self.name = segment.pool_name
+        self.constants = segment.constants
+        self._seat = seat
+        self._segment = segment
+        grow_lock = ByteLock(segment, GROW_BYTE, f"pool {self.name!r}, growth")
+        self._locks = [
+            StripeLock(segment, STRIPE_BYTES + stripe, f"pool {self.name!r}, stripe {stripe}", semaphore)
+            for stripe, semaphore in enumerate(seat.semaphores)
+        ]
+        self._stripes = Stripes(segment, grow_lock)
+        self._attachment = Attachment(segment, seat.row, seat.gate)
+        self._attachment.locks = (*self._locks, grow_lock)
+        self._attachment.on_fork_in_child = _weak_call(self)
+        self._hash = make_hasher(self.constants.hash_key)
+        self._stripe_count = self.constants.geometry.stripe_count
+        self._max_value_size = self.constants.geometry.max_value_size
+        self._capacity = self.constants.geometry.capacity
+        self._origin = int(segment.words[EPOCH_WORD] & LOW_40)
+        self._cache = Cache(cache_size)
+        self._cells = self._cache.cells  # the cache empties these dicts, and never replaces them
+        self._values = self._cache.values
+        self._flushing = RLock()
+        self._closed = ""
+        self._start_counting()
+        _pools.add(self)
+
+    def close(self) -> None:
+        """Flush the counters and detach; the pool goes with its last process, unless persistent. Again is harmless.
+
+        Raises PoolBusyError from a signal handler or finalizer that interrupted an operation on this very pool.
+        """
+        if self._closed:
+            return
+        self._drop_cache()
+        try:
+            self._seat.gate.run(self._leave)
+        finally:
+            if self._closed:
+                self._release("was closed")
+
+    def _leave(self) -> None:
+        self._closed = "is being closed"
+        lifetime.leave(self._attachment)
+
+    def _release(self, why: str) -> None:
+        self._closed = why
+        _pools.discard(self)
+        self._cache.clear()
+        close_semaphores(self._seat.semaphores)
+        self._segment.close()
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_closed", "never made") == "":
+            _close_quietly(self)
+
+    def __reduce__(self) -> tuple[Callable[..., "Pool"], tuple[str, int, int]]:
+        return _attach_again, (self.name, self.constants.pool_id, self._cache_size)
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r}{f' ({self._closed})' if self._closed else ''}>"
+
+    # ---- values and refs
+
+    def intern(self, value: bytes) -> TopicRef:
+        """The ref of a value, inserting it if it is new. For names this host subscribes to, publishes or allow-lists.
+
+        Raises TypeError for anything but bytes, ValueError for too long a value, PoolFullError when capacity, the insert
+        budget, the arena or the host's memory is used up; nothing is changed then.
+        """
+        # Hot path: next() of a cell gives the ref and counts the use (see Cache), at the price of a plain dict function
+        # (tools/bench_intern.py). Nothing shared is written, no clock is read.
+        try:
+            return next(self._cells[value])
+        except (KeyError, TypeError):
+            pass
+        return self._intern(value, self._capacity)
+
+    def admit(self, value: bytes) -> TopicRef:
+        """`intern` for a name that a stranger chose and an allow-list let in: it may not use up the reserve.
+
+        Raises what `intern` does, and PoolFullError when only the reserve is left.
+        """
+        try:
+            return next(self._cells[value])
+        except (KeyError, TypeError):
+            pass
+        return self._intern(value, self._capacity - self.constants.reserve)
+
+    def lookup(self, value: bytes) -> TopicRef | None:
+        """The ref of a value, or None. Never inserts and never waits: it is for whatever a peer sends.
+
+        It may miss a value that another process is inserting at this instant. Raises TypeError for anything but bytes.
+        """
+        try:
+            return next(self._cells[value])
+        except (KeyError, TypeError):
+            pass
+        value = self._check_value(value, None)
+        hash_ = self._hash(value)
+        stripe = hash_ * self._stripe_count >> 64
+        offset = self._stripes.find(stripe, hash_, value)
+        if offset == MISSING:
+            self._misses += 1
+            self._after_slow_path()
+            return None
+        return self._remember(value, stripe, offset)
+
+    def resolve(self, ref: TopicRef) -> bytes:
+        """The value of a ref.
+
+        Raises StaleRefError for a ref of another pool or from before a reset, or a number that is no ref; PoolCorruptError for
+        a record whose bytes are damaged.
+        """
+        try:
+            return self._values[ref]
+        except (KeyError, TypeError):
+            pass
+        self._check_open()
+        value = self._read(index(ref))
+        self._cache.add_value(ref, value)
+        return value
+
+    def release(self, ref: TopicRef) -> None:
+        """Does nothing: this pool never evicts, so there is nothing to give back."""
+
+    def __contains__(self, value: bytes) -> bool:
+        return self.lookup(value) is not None
+
+    def __len__(self) -> int:
+        """Topics in the pool, by all processes."""
+        self._check_open()
+        return self._stripes.total()
+
+    def __iter__(self) -> Iterator[tuple[TopicRef, bytes]]:
+        """Each topic's ref and value, in no particular order; of those inserted meanwhile some, none or all."""
+        self._check_open()
+        for record in self._stripes.records():
+            yield TopicRef(self._origin + record.offset), read_value(self._segment, record)
+
+    def for_each(self, callback: Callable[[TopicRef, bytes], object]) -> None:
+        """Call `callback(ref, value)` for each topic, as iteration would give them."""
+        for ref, value in self:
+            callback(ref, value)
+
+    # ---- batches
+
+    def intern_many(self, values: Iterable[bytes]) -> Refs:
+        """The refs of n values, shape (n,), inserting those that are new.
+
+        Raises what `intern` does. The types and sizes of all are checked before anything changes; where memory or a bound
+        ends in the middle, what was inserted before stays.
+        """
+        return self._refs_of(list(values), insert=True)
+
+    def lookup_many(self, values: Iterable[bytes]) -> Refs:
+        """The refs of n values, shape (n,), 0 for those not in the pool. Otherwise as `lookup`."""
+        return self._refs_of(list(values), insert=False)
+
+    def resolve_many(self, refs: "Refs | Iterable[TopicRef]") -> list[bytes]:
+        """The values of n refs. Raises what `resolve` does."""
+        return [self.resolve(TopicRef(int(ref))) for ref in refs]
+
+    # ---- facts
+
+    def stats(self) -> PoolStats:
+        """What the pool holds and what its processes have counted, after a flush of this one's counters."""
+        self.flush()
+        return read_stats(self._stripes, self._attachment.row)
+
+    def top(self, k: int, by: str = "uses") -> list[TopicCount]:
+        """The k topics most often interned or looked up, by all processes, most used first. About 2 us for each topic held.
+
+        Raises ValueError for another order; this pool has no holds to go by.
+        """
+        if by != "uses":
+            raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; this pool never evicts and counts only 'uses'")
+        self.flush()
+        return count_topics(self._stripes, k, self._origin)
+
+    def check(self) -> list[Finding]:
+        """Everything in the segment that contradicts something else; empty means sound. Locks one stripe at a time."""
+        self._check_open()
+        findings = [
+            finding
+            for stripe, lock in enumerate(self._locks)
+            for finding in lock.run(self._recover_and, check_stripe, stripe, self._hash)
+        ]
+        return findings + check_chunks(self._stripes)
+
+    def _recover_and(
+        self, body: Callable[[Stripes, int, Callable[[bytes], int]], list[Finding]], stripe: int, hash_: Callable[[bytes], int]
+    ) -> list[Finding]:
+        try:
+            self._stripes.recover(stripe)
+        except PoolCorruptError as error:
+            return [Finding(str(error), f"stripe {stripe}", "Make the pool anew.")]
+        return body(self._stripes, stripe, hash_)
+
+    def flush(self) -> None:
+        """Publish this process's counters: hits, misses, waits, and uses of each topic.
+
+        Happens by itself in `stats`, `top` and `close`, and in an operation that misses the private cache as soon as such
+        operations since the last flush are an eighth of the topics cached. Until then others see the counts of the last one.
+        """
+        self._check_open()
+        with self._flushing:
+            self._slow = 0
+            self._hits += self._cache.collect(self._attachment.count_uses)
+            counts = (
+                max(self._hits, 0),
+                self._misses,
+                self._inserts,
+                sum([lock.waits for lock in self._locks]),
+                sum([lock.takeovers for lock in self._locks]),
+                self._stripes.rollbacks,
+                self._stripes.rollforwards,
+                self._dropped,
+            )
+            start = self._attachment.row_word + FIRST_COUNTER
+            for counter, count in enumerate(counts):
+                self._segment.words[start + counter] = count
+
+    def reset(self) -> None:
+        """Drop every topic at once. Refs from before raise StaleRefError from then on.
+
+        Raises PoolBusyError while another process (or another Pool of this one) is attached.
+        """
+        self._drop_cache()
+        self._seat.gate.run(self._lock_all_and_reset, 0)
+
+    def _lock_all_and_reset(self, stripe: int) -> None:
+        if stripe < len(self._locks):
+            self._locks[stripe].run(self._lock_all_and_reset, stripe + 1)
+            return
+        try:
+            lifetime.reset(self._attachment)
+        finally:
+            # Whether or not it was interrupted, the segment tells what holds now.
+            self._stripes.refresh()
+            self._origin = int(self._segment.words[EPOCH_WORD] & LOW_40)
+            self._cache.clear()
+
+    # ---- the slow path
+
+    def _intern(self, value: bytes, capacity: int) -> TopicRef:
+        value = self._check_value(value, self._max_value_size)
+        hash_ = self._hash(value)
+        stripe = hash_ * self._stripe_count >> 64
+        offset = self._stripes.find(stripe, hash_, value)
+        if offset == MISSING:
+            offset = self._locks[stripe].run(self._find_or_insert, stripe, hash_, value, capacity)
+        return self._remember(value, stripe, offset)
+
+    def _find_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int) -> int:
+        """Under the stripe's lock: confirm the miss, for another may have inserted the value meanwhile."""
+        stripes = self._stripes
+        stripes.recover(stripe)
+        offset = stripes.find(stripe, hash_, value)
+        if offset == MISSING:
+            self._check_bounds(capacity)
+            offset = stripes.insert(stripe, hash_, value).offset
+            self._inserts += 1
+            self._misses += 1
+            self._hits -= 1  # the use that is about to be counted
+        return offset
+
+    def _check_bounds(self, capacity: int) -> None:
+        # Inserts under different stripes' locks do not see each other: together they may pass capacity by as many.
+        if self._stripes.total() >= capacity:
+            raise PoolFullError(
+                f"pool {self.name!r}: holds {self._stripes.total()} topics, and may hold {capacity} of this kind (capacity "
+                f"{self.constants.geometry.capacity}, reserve {self.constants.reserve}). Nothing was changed and every topic in "
+                "it stays usable. Create the pool with a larger capacity."
+            )
+        if self._inserts >= self.constants.insert_budget:
+            raise PoolFullError(
+                f"pool {self.name!r}: this process has made all the {self.constants.insert_budget} inserts of its budget. "
+                "Nothing was changed. Find out why it makes so many names, or create the pool with a larger insert_budget."
+            )
+
+    def _check_value(self, value: bytes, limit: int | None) -> bytes:
+        self._check_open()
+        if type(value) is not bytes:
+            if isinstance(value, str):
+                raise TypeError(f"pool {self.name!r}: values are bytes, not str; encode it first: value.encode()")
+            if not isinstance(value, bytes):
+                raise TypeError(f"pool {self.name!r}: values are bytes, not {type(value).__name__}; convert it first")
+            value = bytes(memoryview(value))
+        if limit is not None and len(value) > limit:
+            raise ValueError(
+                f"pool {self.name!r}: a value of {len(value)} bytes, and the longest it takes is {limit} (max_value_size at "
+                "create). Nothing was changed."
+            )
+        return value
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PoolClosedError(
+                f"pool {self.name!r} {self._closed} in this process; other processes are not affected. Attach again."
+            )
+
+    def _remember(self, value: bytes, stripe: int, offset: int) -> TopicRef:
+        """Cache a ref that was found, count this use of it, and return it."""
+        if self._cache.is_full():
+            self._drop_cache()
+        word = (self.constants.geometry.arena_offset + offset) // WORD_SIZE + 1
+        ordinal = self._segment.words[word] >> META_ORDINAL_SHIFT & META_ORDINAL_MASK
+        cell = self._cache.add(value, self._origin + offset, ordinal * self._stripe_count + stripe)
+        ref = next(cell)
+        self._after_slow_path()
+        return TopicRef(ref)
+
+    def _after_slow_path(self) -> None:
+        self._slow += 8
+        if self._slow >= len(self._cache):
+            self.flush()
+
+    def _start_counting(self) -> None:
+        self._cache.clear()
+        self._hits = self._misses = self._inserts = self._dropped = self._slow = 0
+        self._stripes.rollbacks = self._stripes.rollforwards = 0
+        for lock in self._locks:
+            lock.waits = lock.takeovers = 0
+
+    def _drop_cache(self) -> None:
+        with self._flushing:
+            self.flush()
+            dropped = self._cache.clear()
+            if dropped:
+                self._dropped += dropped
+                self.flush()
+
+    def _read(self, ref: int) -> bytes:
+        offset = ref - self._origin
+        limit = self._stripes.limit()
+        if not 0 <= offset < limit or offset % 8:
+            raise self._stale(ref)
+        record = read_record(self._segment, offset)
+        chunk_size = self.constants.geometry.chunk_size
+        if not record.live or record.generation or offset % chunk_size + record_size(record.size) > chunk_size:
+            raise self._stale(ref)
+        value = read_value(self._segment, record)
+        if not self._stripes.points_at(record):
+            raise self._stale(ref)
+        if self._hash(value) != record.hash:
+            raise PoolCorruptError(
+                f"pool {self.name!r}: the value of ref {ref} is damaged (its hash does not match). Nothing was changed. Run "
+                "Pool.check(), and make the pool anew."
+            )
+        return value
+
+    def _stale(self, ref: int) -> StaleRefError:
+        return StaleRefError(
+            f"pool {self.name!r}: {ref} is no ref of this pool: it is from another pool or from before a reset. Nothing was "
+            "changed; intern the value again."
+        )
+
+    def _refs_of(self, values: list[bytes], *, insert: bool) -> Refs:
+        try:
+            cells = list(map(self._cells.get, values))
+        except TypeError:
+            cells = [None] * len(values)  # something unhashable, which is not bytes: the check below names it
+        if None not in cells:
+            self._check_open()
+            return np.fromiter(map(next, cells), np.uint64, len(cells))
+        limit = self._max_value_size if insert else None
+        values = [self._check_value(value, limit) for value in values]
+        found = self._find_many({value for value, cell in zip(values, cells, strict=True) if cell is None}, insert=insert)
+        refs = np.fromiter(
+            (found.get(value, 0) if cell is None else next(cell) for value, cell in zip(values, cells, strict=True)),
+            np.uint64,
+            len(values),
+        )
+        self._count_batch(refs[[cell is None for cell in cells]], insert=insert)
+        return refs
+
+    def _find_many(self, values: set[bytes], *, insert: bool) -> dict[bytes, int]:
+        """The refs of distinct values, those that are found or inserted; a stripe's lock is taken once for many of them."""
+        found: dict[bytes, int] = {}
+        missing: dict[int, list[tuple[int, bytes]]] = {}
+        for value in values:
+            hash_ = self._hash(value)
+            stripe = hash_ * self._stripe_count >> 64
+            offset = self._stripes.find(stripe, hash_, value)
+            if offset != MISSING:
+                found[value] = self._origin + offset
+            else:
+                missing.setdefault(stripe, []).append((hash_, value))
+        if insert:
+            for stripe, group in missing.items():
+                for start in range(0, len(group), _BATCH):
+                    self._locks[stripe].run(self._insert_group, stripe, group[start : start + _BATCH], found)
+        return found
+
+    def _insert_group(self, stripe: int, group: list[tuple[int, bytes]], found: dict[bytes, int]) -> None:
+        for hash_, value in group:
+            offset = self._find_or_insert(stripe, hash_, value, self.constants.geometry.capacity)
+            found[value] = self._origin + offset
+
+    def _count_batch(self, refs: Refs, *, insert: bool) -> None:
+        """Count uses that went past the cache: `refs`, shape (n,), 0 for a miss."""
+        offsets = refs[refs != 0] - np.uint64(self._origin)
+        if not insert:
+            self._misses += len(refs) - len(offsets)
+        try:
+            self._attachment.count_uses_many(self._stripes.columns(offsets))
+        except PoolFullError:
+            self._dropped += len(offsets)
+        self._hits += len(offsets)
+        self.flush()
+
+    def _after_fork(self) -> None:
+        """In a forked child: nothing counted or remembered yet, and no row at all if none could be had."""
+        self._start_counting()
+        self._flushing = RLock()
+        if not self._attachment.is_seated:
+            self._release("was forked inside one of its own operations, or found no free row, and is closed")
+
+
+def _weak_call(pool: Pool) -> Callable[[], None]:
+    """`pool._after_fork`, without keeping the pool alive."""
+    reference = weakref.ref(pool)
+
+    def call() -> None:
+        if (pool := reference()) is not None:
+            pool._after_fork()
+
+    return call
+
+
+def _attach_again(name: str, pool_id: int, cache_size: int) -> Pool:
+    """What a pickled Pool becomes."""
+    pool = Pool.attach(name, cache_size=cache_size)
+    if pool.constants.pool_id != pool_id:
+        pool.close()
+        raise PoolNotFoundError(
+            f"pool {name!r}: the pool that was pickled is gone, and another has its name. Nothing was changed."
+        )
+    return pool
+
+
+# ---- exits
+
+_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+
+
+def _close_quietly(pool: Pool) -> None:
+    try:
+        pool.close()
+    except (PoolError, OSError):
+        pool._release("could not be closed in order; its row is free all the same")
+
+
+def _close_all() -> None:
+    for pool in list(_pools):
+        _close_quietly(pool)
+
+
+def _close_all_in_child(_: object) -> None:
+    """A forked multiprocessing child runs no atexit handlers (before 3.13), but these."""
+    util.Finalize(None, _close_all, exitpriority=0)
+
+
+atexit.register(_close_all)
+util.register_after_fork(_close_all_in_child, _close_all_in_child)

@@ -1,0 +1,221 @@
+"""Segment: the pool's shared memory, made without a name, committed before it is touched, unlinked by nobody's exit.
+
+Guarantees:
+- A segment has a name only once it is whole: it is made with O_TMPFILE and linked to its name at the end.
+- No page is touched before `commit` reserved it. A full /dev/shm is then a PoolFullError here, not a SIGBUS at some store.
+- The standard library's resource tracker never hears of it. `SharedMemory.__init__` would register every attachment, and
+  then any process that merely attached unlinks the segment when it exits (CPython issue 82300, before 3.13); a failed attach
+  can unlink even with `track=False` (issue 153279). So it is not called, and `unlink` is not inherited either.
+
+This module alone knows SharedMemory and the names in /dev/shm.
+"""
+
+import errno
+import mmap
+import os
+import re
+import stat
+from multiprocessing.shared_memory import SharedMemory
+from typing import Final, NoReturn
+
+from shmpool.errors import PoolCorruptError, PoolError, PoolExistsError, PoolFullError, PoolNotFoundError
+from shmpool.header import Constants, decode, encode
+from shmpool.layout import MAGIC, PAGE_SIZE
+
+SHM_DIR: Final = "/dev/shm"
+PREFIX: Final = "shmpool."
+MODE: Final = 0o600
+_NAME: Final = re.compile(r"[A-Za-z0-9_.\-]{1,200}", re.ASCII)
+_NO_MEMORY: Final = frozenset((errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG))
+
+
+class Segment(SharedMemory):
+    """One mapped segment.
+
+    `words` is the whole of it as 64-bit words and `data` the same as an mmap (whose slices are bytes, and cheaper than a
+    memoryview's). `fd` is a second open file description of the same file that is never mapped: locks are taken on it,
+    because a mapping would pin its description, and a forked child would keep a dead parent's locks for ever.
+    """
+
+    words: memoryview
+    data: mmap.mmap
+
+    def __init__(self, name: str, fd: int, constants: Constants) -> None:  # takes over `fd`
+        self.pool_name = name
+        self.constants = constants
+        self.fd = reopen(fd)
+        try:
+            self._map(fd, constants.geometry.total_size)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        finally:
+            os.close(fd)
+
+    def _map(self, fd: int, size: int) -> None:
+        # The fields that SharedMemory's own methods (buf, name, size, close, __del__, __repr__) use.
+        self._name = "/" + PREFIX + self.pool_name
+        self._fd = -1
+        self._size = size
+        self._mmap = self.data = mmap.mmap(fd, size)
+        self._buf = memoryview(self.data)
+        self.words = self._buf.cast("Q")
+
+    @property
+    def path(self) -> str:
+        return path_of(self.pool_name)
+
+    def commit(self, offset: int, size: int) -> None:
+        """Make sure that memory stands behind the bytes from `offset` on, so that touching them cannot fail.
+
+        Raises PoolFullError, with nothing changed, where the host has none left.
+        """
+        start = offset & -PAGE_SIZE
+        try:
+            os.posix_fallocate(self.fd, start, offset + size - start)
+        except OSError as error:
+            if error.errno not in _NO_MEMORY:
+                raise
+            self._raise_full(offset + size - start, error)
+
+    def _raise_full(self, needed: int, error: OSError) -> NoReturn:
+        state = os.fstatvfs(self.fd)
+        raise PoolFullError(
+            f"pool {self.pool_name!r}: needs {needed} more bytes of {SHM_DIR}, which has {state.f_bavail * state.f_frsize} "
+            f"free ({error.strerror}). Nothing was changed and everything in the pool stays usable. Free memory there or "
+            "give the host (or container: --shm-size) more, then try again."
+        ) from None
+
+    def link(self) -> None:
+        """Give the finished segment its name. Raises PoolExistsError where the name is taken, whoever took it."""
+        try:
+            # src_dir_fd, otherwise unused, is what makes os.link follow /proc's link (linkat with AT_SYMLINK_FOLLOW).
+            os.link(f"/proc/self/fd/{self.fd}", self.path, src_dir_fd=self.fd, follow_symlinks=True)
+        except FileExistsError:
+            raise PoolExistsError(
+                f"pool {self.pool_name!r}: {self.path} exists already and was not touched. Attach to it, choose another "
+                "name, or unlink it first."
+            ) from None
+
+    def is_linked(self) -> bool:
+        """Whether the name still leads to this segment. True means something only under the gate."""
+        try:
+            named = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        own = os.fstat(self.fd)
+        return (named.st_dev, named.st_ino) == (own.st_dev, own.st_ino)
+
+    def unlink(self) -> None:
+        """Remove the name if it still leads to this segment. Only for the holder of the gate."""
+        if self.is_linked():
+            os.unlink(self.path)
+
+    @property
+    def memory_size(self) -> int:
+        """Bytes of real memory behind the segment."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def close(self) -> None:
+        """Unmap and close; again is harmless. Whoever is still reading in another thread keeps the mapping alive."""
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+        try:
+            self.words.release()
+            super().close()
+        except BufferError:
+            self._buf = self._mmap = None
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Segment is not picklable; pickle the Pool, which attaches again")
+
+
+def create(name: str, constants: Constants) -> Segment:
+    """A new segment without a name, its header and tables of rows committed and zero but for the constants.
+
+    Raises PoolFullError where memory for those is missing, ValueError for a name that cannot be one.
+    """
+    validate_name(name)
+    fd = os.open(SHM_DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, MODE)
+    try:
+        os.fchmod(fd, MODE)  # whatever the process's umask made of it
+        os.ftruncate(fd, constants.geometry.total_size)
+    except BaseException:
+        os.close(fd)
+        raise
+    segment = Segment(name, fd, constants)
+    try:
+        segment.commit(0, constants.geometry.chunks_offset)
+        page = encode(constants)
+        segment.data[8 : len(page)] = page[8:]
+        segment.words[0] = MAGIC
+    except BaseException:
+        segment.close()
+        raise
+    return segment
+
+
+def attach(name: str) -> Segment:
+    """The segment of that name, verified. Reads with `pread` until everything is, so that nothing is committed or trapped.
+
+    Raises PoolNotFoundError, PoolCorruptError, PoolVersionError; the file is never changed.
+    """
+    fd = open_named(name)
+    try:
+        constants = decode(os.pread(fd, PAGE_SIZE, 0), os.fstat(fd).st_size, f"pool {name!r}")
+    except BaseException:
+        os.close(fd)
+        raise
+    return Segment(name, fd, constants)
+
+
+def open_named(name: str) -> int:
+    """A descriptor of the file of that name, after checks that it is a private regular file of this user."""
+    path = path_of(name)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise PoolNotFoundError(f"pool {name!r}: there is no {path}. Create it, or open it with Pool.open.") from None
+    except PermissionError:
+        raise PoolError(f"pool {name!r}: {path} belongs to another user. It was left as it is.") from None
+    except OSError as error:
+        raise PoolCorruptError(f"pool {name!r}: {path} is not a pool ({error.strerror}). It was left as it is.") from None
+    try:
+        _check_file(name, path, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _check_file(name: str, path: str, state: os.stat_result) -> None:
+    kept = "It was left as it is."
+    if not stat.S_ISREG(state.st_mode):
+        raise PoolCorruptError(f"pool {name!r}: {path} is not a regular file. {kept}")
+    if state.st_uid != os.geteuid():
+        raise PoolError(f"pool {name!r}: {path} belongs to user {state.st_uid}, not to {os.geteuid()}. {kept}")
+    if stat.S_IMODE(state.st_mode) != MODE:
+        raise PoolCorruptError(
+            f"pool {name!r}: {path} has mode {stat.S_IMODE(state.st_mode):04o}, and a pool's is {MODE:04o}: others may have "
+            f"written to it. {kept}"
+        )
+
+
+def reopen(fd: int) -> int:
+    """A new open file description of the same file, which may have no name."""
+    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+
+
+def path_of(name: str) -> str:
+    """Where the segment of that pool is. Raises ValueError for a name that cannot be one."""
+    validate_name(name)
+    return f"{SHM_DIR}/{PREFIX}{name}"
+
+
+def validate_name(name: str) -> None:
+    """Raises ValueError (TypeError for another type) unless `name` can be a pool's."""
+    if not isinstance(name, str):
+        raise TypeError(f"a pool's name is a str, not {type(name).__name__}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a pool's name is 1 to 200 of the characters A-Z a-z 0-9 _ . -, not {name!r}")

@@ -1,0 +1,340 @@
+"""Stripes: table and arena composed, so that a `kill -9` between any two stores leaves something recovery can finish.
+
+A stripe is a part of the hash space with a lock, a table and arena chunks of its own. Its records, and the slots that point at
+them, are the truth. Everything else (how much of a chunk is used, which chunk is current, the count) is set from them.
+
+An insert under the stripe's lock: intent; hash, value, header at the chunk's end; slot (this store commits); the chunk's
+used bytes; the count; intent cleared. `recover`, first thing under the lock, finds no intent and is done, or looks whether a
+slot points at the intended place: if so it repeats the last steps, if not it erases the place. Each of its own stores can be
+repeated, so it may die and be run again.
+"""
+
+import threading
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shmpool.arena import (
+    Record,
+    chunk_word,
+    erase_record,
+    make_chunk,
+    read_chunk,
+    read_record,
+    record_size,
+    walk,
+    write_record,
+)
+from shmpool.errors import PoolCorruptError, PoolFullError
+from shmpool.layout import (
+    ARENA_LIMIT_WORD,
+    CHUNK,
+    COUNT,
+    EPOCH_WORD,
+    GROWTHS,
+    INTENT,
+    INTENT_INSERT,
+    INTENT_SHIFT,
+    INTENT_TAKE_CHUNK,
+    LOW_40,
+    META_ORDINAL_MASK,
+    META_ORDINAL_SHIFT,
+    MIN_TABLE_BITS,
+    OFFSET_MASK,
+    RECORD_SIZE,
+    ROLLBACKS,
+    ROLLFORWARDS,
+    STRIPE_WORDS,
+    TABLE,
+    TAG_SHIFT,
+    WORD_SIZE,
+)
+from shmpool.lock import ByteLock
+from shmpool.segment import Segment
+from shmpool.table import MISSING, build, find, find_free, find_slot, make_slot, must_grow, read_table
+
+_PLACE: Final = (1 << INTENT_SHIFT) - 1
+
+
+class Table(NamedTuple):
+    """Where a stripe's table is: `state` is the table word that said so."""
+
+    state: int
+    word: int
+    bits: int
+
+
+_EMPTY: Final = Table(0, 0, -1)
+
+
+class Stripes:
+    """The stripes of one attached pool. `find` and `records` need no lock; `insert` and `recover` need the stripe's."""
+
+    def __init__(self, segment: Segment, grow_lock: ByteLock) -> None:
+        self.segment = segment
+        self.geometry = segment.constants.geometry
+        self._grow_lock = grow_lock
+        self._stripes_word = self.geometry.stripes_offset // WORD_SIZE
+        self._arena_offset = self.geometry.arena_offset
+        self.rollbacks = 0  # by this process since it started counting
+        self.rollforwards = 0
+        self._counting = threading.Lock()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the epoch, after attaching and after a reset. It cannot change otherwise: a reset needs the pool to itself."""
+        self.epoch = int(self.segment.words[EPOCH_WORD] >> TAG_SHIFT)
+        self._tables = [_EMPTY] * self.geometry.stripe_count
+
+    def find(self, stripe: int, hash_: int, value: bytes) -> int:
+        """The arena offset of a value's record, or MISSING; may miss one that is being inserted at this instant."""
+        words = self.segment.words
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        while True:
+            state = words[row]
+            table = self._tables[stripe]
+            if state != table.state:
+                table = self._locate(stripe, state)
+            if table.bits < 0:
+                return MISSING
+            offset = find(
+                words,
+                self.segment.data,
+                table.word,
+                (1 << table.bits) - 1,
+                self._arena_offset,
+                words[ARENA_LIMIT_WORD] & LOW_40,
+                hash_,
+                value,
+            )
+            # A table that was replaced while it was probed may lack what was inserted since.
+            if offset != MISSING or words[row] == state:
+                return offset
+
+    def _locate(self, stripe: int, state: int) -> Table:
+        if state >> 16 != self.epoch:
+            return _EMPTY  # untouched since the pool was made or reset
+        bits, region = state & 0xFF, state >> 8 & 0xFF
+        if not MIN_TABLE_BITS <= bits <= self.geometry.max_table_bits or region > 1:
+            raise self._corrupt(f"stripe {stripe}: its table word is {state:#x}, which names no table")
+        table = Table(state, self.geometry.table_offset(stripe, region, bits) // WORD_SIZE, bits)
+        self._tables[stripe] = table
+        return table
+
+    def _current(self, stripe: int) -> Table:
+        """The table, for who holds the lock and has run `recover`."""
+        return self._locate(stripe, self.segment.words[self._stripes_word + stripe * STRIPE_WORDS + TABLE])
+
+    def points_at(self, record: Record) -> bool:
+        """Whether a slot on the record's probe path points at it: a record that was inserted, not bytes that look like one."""
+        stripe = self.geometry.stripe_of(record.hash)
+        while True:
+            state = self.segment.words[self._stripes_word + stripe * STRIPE_WORDS]
+            table = self._locate(stripe, state)
+            if table.bits < 0:
+                return False
+            if self._find_slot(table, record.hash, record.offset) != MISSING:
+                return True
+            if self.segment.words[self._stripes_word + stripe * STRIPE_WORDS] == state:
+                return False
+
+    def _find_slot(self, table: Table, hash_: int, offset: int) -> int:
+        return find_slot(self.segment.words, table.word, (1 << table.bits) - 1, make_slot(hash_, offset), hash_)
+
+    def count(self, stripe: int) -> int:
+        """Records of a stripe."""
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        words = self.segment.words
+        return int(words[row + COUNT]) if words[row + TABLE] >> 16 == self.epoch else 0
+
+    def total(self) -> int:
+        """Records of all stripes, exact while nobody inserts. About 0.5 us for 16 stripes."""
+        words = self.segment.words
+        start, end = self._stripes_word, self._stripes_word + self.geometry.stripe_count * STRIPE_WORDS
+        tables, counts = words[start + TABLE : end : STRIPE_WORDS], words[start + COUNT : end : STRIPE_WORDS]
+        return sum(count for table, count in zip(tables, counts, strict=True) if table >> 16 == self.epoch)
+
+    def insert(self, stripe: int, hash_: int, value: bytes) -> Record:
+        """Append a record for a value that `find` missed under this same hold of the stripe's lock, after `recover`.
+
+        Raises PoolFullError, with nothing changed, where the stripe, the arena or the host's memory has no room.
+        """
+        words = self.segment.words
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        ordinal = words[row + COUNT]
+        table = self._make_room(stripe, ordinal)
+        size = record_size(len(value))
+        offset, chunk, used = self._reserve(stripe, size)
+        slot = find_free(words, table.word, (1 << table.bits) - 1, hash_)
+        if slot == MISSING:
+            raise self._corrupt(f"stripe {stripe}: no free slot in a table that should have room for {ordinal + 1}")
+        words[row + INTENT] = INTENT_INSERT << INTENT_SHIFT | offset
+        write_record(self.segment, offset, hash_, value, ordinal)
+        words[table.word + slot] = make_slot(hash_, offset)  # commits
+        words[chunk_word(self.segment, chunk)] = make_chunk(used + size, stripe, self.epoch)
+        words[row + COUNT] = ordinal + 1
+        words[row + INTENT] = 0
+        return Record(offset, hash_, len(value), 0, ordinal, live=True)
+
+    def _make_room(self, stripe: int, count: int) -> Table:
+        if count >= self.geometry.stripe_capacity:
+            raise PoolFullError(
+                f"pool {self.segment.pool_name!r}: stripe {stripe} holds {count} topics and takes no more. Nothing was changed. "
+                "Create the pool with a larger capacity."
+            )
+        table = self._current(stripe)
+        return self._grow(stripe, table) if must_grow(count, 1 << table.bits) else table
+
+    def _grow(self, stripe: int, table: Table) -> Table:
+        """Double the table. Needs no intent: until its word is published, the new one is memory that nobody reads.
+
+        The region belongs to this stripe alone, so committing it needs no lock but the stripe's.
+        """
+        bits = table.bits + 1
+        if bits > self.geometry.max_table_bits:
+            raise self._corrupt(f"stripe {stripe}: its table is beyond the largest size")
+        start = self.geometry.table_offset(stripe, 0, bits)
+        self.segment.commit(start, WORD_SIZE << bits)
+        slots = read_table(self.segment.words, table.word, 1 << table.bits)
+        slots = slots[slots != 0]
+        offsets = (slots & np.uint64(OFFSET_MASK)).astype(np.int64)
+        limit = int(self.segment.words[ARENA_LIMIT_WORD] & LOW_40)
+        if len(offsets) and int(offsets.max()) + RECORD_SIZE > limit:
+            raise self._corrupt(f"stripe {stripe}: a slot points beyond the arena's {limit} committed bytes")
+        records = np.frombuffer(self.segment.words, np.uint64, limit // WORD_SIZE, self._arena_offset)
+        grown = build(records[offsets // WORD_SIZE], slots, 1 << bits)
+        self.segment.data[start : start + grown.nbytes] = grown.tobytes()
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        self.segment.words[row + TABLE] = self.epoch << 16 | bits  # commits
+        self.segment.words[row + GROWTHS] += 1
+        return self._current(stripe)
+
+    def _reserve(self, stripe: int, size: int) -> tuple[int, int, int]:
+        """Room for a record of `size` bytes: its offset, and the chunk with its used bytes."""
+        words = self.segment.words
+        current = words[self._stripes_word + stripe * STRIPE_WORDS + CHUNK]
+        if current:
+            chunk = current - 1
+            self._check_chunk(stripe, chunk)
+            used = read_chunk(self.segment, chunk, self.epoch).used
+            if used + size <= self.geometry.chunk_size:
+                return chunk * self.geometry.chunk_size + used, chunk, used
+        chunk = self._grow_lock.run(self._take_chunk, stripe)
+        return chunk * self.geometry.chunk_size, chunk, 0
+
+    def _check_chunk(self, stripe: int, chunk: int) -> None:
+        taken = (self.segment.words[ARENA_LIMIT_WORD] & LOW_40) // self.geometry.chunk_size
+        if chunk >= taken or read_chunk(self.segment, chunk, self.epoch).owner != stripe:
+            raise self._corrupt(f"stripe {stripe}: its chunk {chunk} is not its own")
+
+    def _take_chunk(self, stripe: int) -> int:
+        """Under the stripe's lock and the grow lock."""
+        words, geometry = self.segment.words, self.geometry
+        state = words[ARENA_LIMIT_WORD]
+        limit = state & LOW_40 if state >> TAG_SHIFT == self.epoch else 0
+        chunk = limit // geometry.chunk_size
+        if chunk >= geometry.chunk_count:
+            raise PoolFullError(
+                f"pool {self.segment.pool_name!r}: all {geometry.arena_size} bytes of its arena are taken. Nothing was changed. "
+                "Create the pool with a larger arena_size."
+            )
+        self.segment.commit(chunk_word(self.segment, chunk) * WORD_SIZE, WORD_SIZE)
+        self.segment.commit(geometry.arena_offset + limit, geometry.chunk_size)
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        words[row + INTENT] = INTENT_TAKE_CHUNK << INTENT_SHIFT | chunk
+        words[chunk_word(self.segment, chunk)] = make_chunk(0, stripe, self.epoch)
+        words[ARENA_LIMIT_WORD] = self.epoch << TAG_SHIFT | limit + geometry.chunk_size  # commits
+        words[row + CHUNK] = chunk + 1
+        words[row + INTENT] = 0
+        return int(chunk)
+
+    def recover(self, stripe: int) -> None:
+        """Finish or undo what a killed or interrupted holder of the lock left; prepare a stripe that is new or was reset."""
+        words = self.segment.words
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        if words[row + TABLE] >> 16 != self.epoch:
+            self._start(stripe)
+        intent = words[row + INTENT]
+        if not intent:
+            return
+        operation, place = intent >> INTENT_SHIFT, intent & _PLACE
+        if operation == INTENT_INSERT:
+            forward = self._recover_insert(stripe, place)
+        elif operation == INTENT_TAKE_CHUNK:
+            forward = self._recover_take_chunk(stripe, place)
+        else:
+            raise self._corrupt(f"stripe {stripe}: its intent is {intent:#x}, which is none")
+        words[row + (ROLLFORWARDS if forward else ROLLBACKS)] += 1
+        words[row + INTENT] = 0
+        with self._counting:
+            self.rollforwards += forward
+            self.rollbacks += not forward
+
+    def _start(self, stripe: int) -> None:
+        """Make the stripe empty; may die anywhere and be run again, for the table word comes last."""
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        start = self.geometry.table_offset(stripe, 0, MIN_TABLE_BITS)
+        size = WORD_SIZE << MIN_TABLE_BITS
+        self.segment.commit(start, size)
+        self.segment.data[start : start + size] = bytes(size)
+        words = self.segment.words
+        words[row + INTENT] = 0
+        words[row + COUNT] = 0
+        words[row + CHUNK] = 0
+        words[row + TABLE] = self.epoch << 16 | MIN_TABLE_BITS
+
+    def _recover_insert(self, stripe: int, offset: int) -> bool:
+        words = self.segment.words
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        chunk = offset // self.geometry.chunk_size
+        self._check_chunk(stripe, chunk)
+        if offset % 8 or offset % self.geometry.chunk_size + RECORD_SIZE > self.geometry.chunk_size:
+            raise self._corrupt(f"stripe {stripe}: its intent names arena offset {offset}, where no record can be")
+        record = read_record(self.segment, offset)
+        if self._find_slot(self._current(stripe), record.hash, offset) == MISSING:
+            erase_record(self.segment, offset)
+            return False
+        used = record.end - chunk * self.geometry.chunk_size
+        words[chunk_word(self.segment, chunk)] = make_chunk(used, stripe, self.epoch)
+        words[row + COUNT] = record.ordinal + 1
+        return True
+
+    def _recover_take_chunk(self, stripe: int, chunk: int) -> bool:
+        # The limit before the owner: a chunk that was not yet taken when its taker died may be somebody else's by now.
+        words = self.segment.words
+        if chunk >= (words[ARENA_LIMIT_WORD] & LOW_40) // self.geometry.chunk_size:
+            return False
+        if read_chunk(self.segment, chunk, self.epoch).owner != stripe:
+            return False
+        words[self._stripes_word + stripe * STRIPE_WORDS + CHUNK] = chunk + 1
+        return True
+
+    def records(self) -> Iterator[Record]:
+        """Every record, chunk by chunk in order of arena offset; those inserted meanwhile may or may not be among them."""
+        limit = self.limit()
+        for chunk in range(limit // self.geometry.chunk_size):
+            yield from walk(self.segment, chunk, read_chunk(self.segment, chunk, self.epoch).used)
+
+    def columns(self, offsets: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """The columns in a ledger of the records at arena offsets that `find` or `insert` gave, shapes (n,)."""
+        words = np.frombuffer(self.segment.words, np.uint64, self.limit() // WORD_SIZE, self._arena_offset)
+        places = (offsets // np.uint64(WORD_SIZE)).astype(np.int64)
+        ordinals = words[places + 1] >> np.uint64(META_ORDINAL_SHIFT) & np.uint64(META_ORDINAL_MASK)
+        stripe_count = self.geometry.stripe_count
+        # The top bits, shifted in two steps: one stripe has none, and a shift by 64 is undefined.
+        stripes = words[places] >> np.uint64(32) >> np.uint64(32 - (stripe_count.bit_length() - 1))
+        return (ordinals * np.uint64(stripe_count) + stripes).astype(np.int64)
+
+    def limit(self) -> int:
+        """Bytes of the arena that are taken and committed."""
+        state = self.segment.words[ARENA_LIMIT_WORD]
+        limit = int(state & LOW_40) if state >> TAG_SHIFT == self.epoch else 0
+        return min(limit, self.geometry.arena_size)
+
+    def _corrupt(self, what: str) -> PoolCorruptError:
+        return PoolCorruptError(
+            f"pool {self.segment.pool_name!r}: {what}. Nothing was changed; other stripes stay usable. Run Pool.check(), and "
+            "make the pool anew."
+        )
