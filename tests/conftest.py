@@ -18,6 +18,8 @@ from uuid import uuid4
 import hypothesis
 import pytest
 
+from shmpool import Pool, PoolNotFoundError
+
 SHM = Path("/dev/shm")
 PATTERNS = ("shmpool.*", "sem.shmpool-*")  # a pool's segment and its semaphores; whatever else is there is not ours
 MARK = "SHMPOOL_TEST_RUN"  # in the environment of every process that a run starts
@@ -46,8 +48,6 @@ def new_pool_name(testrun_uid: str, worker_id: str) -> Iterator[Callable[[], str
         return names[-1]
 
     yield new
-    from shmpool import Pool, PoolNotFoundError
-
     for name in names:
         with contextlib.suppress(PoolNotFoundError):
             Pool.unlink(name)

@@ -11,9 +11,9 @@ LAYOUT_TITLE = "General layout"
 
 
 def layer_violations(root: Path, package: str) -> Iterator[str]:
-    """A module imports only modules that the "General layout" comment of its package names before it.
+    """A module imports only modules that the "General layout" of its package's docstring names before it.
 
-    That comment is the one place where the order is declared. `__init__` and `__main__` stand below all others: they
+    That docstring is the one place where the order is declared. `__init__` and `__main__` stand below all others: they
     may import any, and none may import them.
     """
     found = modules(root, package)
@@ -22,7 +22,7 @@ def layer_violations(root: Path, package: str) -> Iterator[str]:
         if module in ("__init__", "__main__"):
             continue
         if module not in order:
-            yield f"{path.relative_to(root)} is not in the {LAYOUT_TITLE} comment of {package}/__init__.py"
+            yield f"{path.relative_to(root)} is not in the {LAYOUT_TITLE} of {package}/__init__.py"
             continue
         allowed = order[: order.index(module)]
         for imported in imports_of(root, path):
@@ -32,14 +32,14 @@ def layer_violations(root: Path, package: str) -> Iterator[str]:
 
 
 def declared_order(root: Path, package: str) -> list[str]:
-    """The package's modules in the order in which its "General layout" comment first names them.
+    """The package's modules in the order in which its "General layout" first names them.
 
-    A name is `name` in backticks, or name.py at the start of a line; one that is no module (yet) is passed over.
+    A name begins a line of a table (two spaces or .py follow it) or is `name` in backticks; one that is no module (yet) is
+    passed over.
     """
-    _, title, layout = (root / package / "__init__.py").read_text().partition(LAYOUT_TITLE)
-    if not title:
-        return []
-    names = re.findall(r"`(\w+)(?:\.py)?`|^[#\s]*(\w+)\.py\b", layout, re.MULTILINE)
+    docstring = ast.get_docstring(syntax_tree(root / package / "__init__.py")) or ""
+    layout = docstring.partition(LAYOUT_TITLE)[2]
+    names = re.findall(r"`(\w+)(?:\.py)?`|^ *(\w+)(?:\.py\b|  )", layout, re.MULTILINE)
     found = modules(root, package)
     return list(dict.fromkeys(name for pair in names for name in pair if name in found))
 

@@ -9,6 +9,22 @@ from tests.tidy.architecture import declared_order, layer_violations, owner_viol
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SHMPOOL_INIT = """\
+'The summary.
+
+General layout:
+
+    errors       the exceptions, for pool too
+    lock         turnstiles
+
+    segment.py   the memory
+    pool         Pool
+    cli          not there yet
+'
+from shmpool.pool import Pool
+__all__ = ["Pool"]
+""".replace("'", '"' * 3)
+
 WriteTree = Callable[[dict[str, str]], Path]
 
 
@@ -16,10 +32,7 @@ WriteTree = Callable[[dict[str, str]], Path]
 def tree(tmp_path: Path) -> WriteTree:
     """Write a sound tree of both packages, changed by `files`, and return its root."""
     sound = {
-        "shmpool/__init__.py": (
-            '"""Doc."""\n# General layout:\n#   errors.py\n#   lock.py\n#   segment.py\n#   pool.py, later cli.py\n'
-            'from shmpool.pool import Pool\n__all__ = ["Pool"]\n'
-        ),
+        "shmpool/__init__.py": SHMPOOL_INIT,
         "shmpool/errors.py": "",
         "shmpool/lock.py": "import posix_ipc\nfrom shmpool.errors import PoolError\n",
         "shmpool/segment.py": "from multiprocessing.shared_memory import SharedMemory\n",

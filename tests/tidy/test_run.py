@@ -40,8 +40,9 @@ def run(tmp_path: Path, shm: Path) -> Run:
         (tmp_path / "conftest.py").write_text(CONFTEST)
         (tmp_path / "test_small.py").write_text(f"from pathlib import Path\nSHM = Path({str(shm)!r})\n\n{code}")
         (tmp_path / "pytest.ini").write_text(f"[pytest]\naddopts = --import-mode=importlib\npythonpath = . {ROOT}\n")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, str(tmp_path)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        command = [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "no:cacheprovider", *options, str(tmp_path)]
+        environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # what libraries bring along costs a second
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     return run_tests
 
