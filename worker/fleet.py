@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from worker.bus import BusError, check_directory
 from worker.frames import NAMES, REFS, Codec
 from worker.topics import BytesTopics, PoolTopics, Topics
+
+if TYPE_CHECKING:
+    from shmpool import Pool
 
 INFO_FILE: Final = "fleet.json"
 
@@ -68,7 +71,7 @@ class Naming:
 
     topics: Topics[Any]
     codec: Codec[Any]
-    pool: Any  # the attached Pool, or None with interning off
+    pool: Pool | None  # attached; None with interning off
 
 
 @contextmanager

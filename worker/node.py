@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
@@ -30,6 +30,9 @@ from worker.bus import BusClosedError, BusError, BusProtocolError, Connection, G
 from worker.fleet import FleetInfo, Naming, naming, socket_path
 from worker.frames import Frame, Kind
 from worker.ownership import Ownership
+
+if TYPE_CHECKING:
+    from shmpool import Pool
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +111,11 @@ class Node:
     def owner(self, topic: bytes) -> int:
         """The index of the shard that owns `topic`. Interns it."""
         return self._ownership.owner(self._names.topics.intern(topic))
+
+    @property
+    def pool(self) -> Pool | None:
+        """The fleet's pool as this process has it open; None with interning off."""
+        return self._names.pool
 
     def ref(self, topic: bytes) -> int | None:
         """This process's own `TopicRef` of `topic`, or None if no process has interned it (or with interning off)."""

@@ -138,6 +138,7 @@ class Shard(Generic[K]):
             "addresses": self.host.addresses,
             "peers": len(self.host.peers),
             "joined": [self._topics.resolve(key).decode() for key in self._joined],
+            "meshed": sum(bool(self.host.router.mesh_peers(topic)) for topic in self.host.router.joined()),
             "refs": keys if interning else None,
             "pool": dataclasses.asdict(self._pool.stats()) if interning else None,
             "host": dataclasses.asdict(self.host.stats),
