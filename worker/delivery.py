@@ -136,11 +136,11 @@ class Delivery(Generic[K]):
         if not message_id:
             outbox.misbehaved(peer, Misbehaviour.MALFORMED_MESSAGE)
             return None
-        if self.seen.has(message_id, now):
+        pending = self._pending.get(message_id)
+        if pending is not None and peer not in pending.senders:
+            pending.senders.append(peer)
+        if pending is not None or self.seen.has(message_id, now):
             self._stats.duplicates += 1
-            pending = self._pending.get(message_id)
-            if pending is not None and peer not in pending.senders:
-                pending.senders.append(peer)
             return None
         return message_id, key
 

@@ -40,10 +40,11 @@ class Harness:
         message_id: Callable[[Message], MessageId] = from_and_seqno,
         announce: bool = True,
         seed: int = 1,
+        topics: BytesTopics | None = None,
     ) -> None:
         self.now = 1_000.0
         self.params = params
-        self.topics = BytesTopics()
+        self.topics = topics or BytesTopics()
         self.router = Router(
             self.topics,
             clock=lambda: self.now,

@@ -17,7 +17,7 @@ def test_message_lives_for_mcache_len_windows() -> None:
     cache: MessageCache[bytes] = MessageCache(5, 3)
     cache.put(b"a", a_message(1), TOPIC)
 
-    ages = []
+    ages: list[int] = []
     while cache.get(b"a") is not None:
         ages.append(len(ages))
         cache.shift()

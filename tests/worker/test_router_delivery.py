@@ -203,6 +203,16 @@ def test_message_beyond_the_validation_bound_is_dropped_as_if_never_seen() -> No
     assert [validate.message for validate in validations(again)] == [a_message(2)]
 
 
+def test_message_at_validation_is_not_validated_again_even_if_the_seen_cache_lost_it() -> None:
+    bench = Harness(dataclasses.replace(PARAMS, max_seen_count=1))
+    meshed(bench, b"p", b"q")
+    bench.rpc(b"p", publish=[a_message(1), a_message(2)])
+
+    again = bench.rpc(b"q", publish=[a_message(1)])
+
+    assert again == []
+
+
 # Publishing
 
 
