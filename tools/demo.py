@@ -29,13 +29,14 @@ from tools.exchange import WINDOW, Exchange, ExchangeError
 from tools.outside_peer import Orders
 from tools.results import Result, describe, judge, tabulate
 from tools.traffic import consensus_topics
-from worker.bus import BusError
+from worker.errors import WorkerError, leaves
 from worker.node import open_node
-from worker.supervisor import Fleet, FleetError, FleetOptions, run_fleet
+from worker.supervisor import Fleet, FleetOptions, run_fleet
 
-MESSAGE_COUNT: Final = 6000  # each way
+MESSAGE_COUNT: Final = 4000  # each way
 TOPIC_LIMIT: Final = 2000  # GossipSubParams.max_subscriptions_per_peer, with room to spare
 STOP_DEADLINE_S: Final = 10.0
+PLAIN_WIDTH: Final = 100  # of the table in a file or a pipe
 ROOT: Final = Path(__file__).parents[1]
 
 
@@ -45,7 +46,7 @@ def main() -> int:
     status = 2
     try:
         result = trio.run(run, options, read_topics(options.topics))
-    except* (FleetError, ExchangeError, BusError, PoolError, OSError, ValueError) as errors:
+    except* (WorkerError, ExchangeError, PoolError, OSError, ValueError) as errors:
         for error in leaves(errors):
             print(f"demo: {error}", file=sys.stderr)
     except* KeyboardInterrupt:
@@ -152,15 +153,10 @@ def lines_of_progress(total: int) -> Callable[[int], None]:
 
 
 def show(result: Result) -> None:
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     console.print(tabulate(result))
     for line in describe(result):
         console.print(line, highlight=False, soft_wrap=True)
-
-
-def leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
-    """The exceptions of a group of groups."""
-    return [leaf for error in group.exceptions for leaf in (leaves(error) if isinstance(error, BaseExceptionGroup) else [error])]
 
 
 if __name__ == "__main__":

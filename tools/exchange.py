@@ -18,7 +18,8 @@ import trio
 
 from tools.outside_peer import lines_of
 from tools.traffic import INWARDS, OUTWARDS, Planned, number_of, payload, plan
-from worker.node import Node, NodeError
+from worker.errors import NodeError
+from worker.node import Node
 
 WINDOW: Final = 15
 START_DEADLINE_S: Final = 60.0

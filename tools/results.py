@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from shmpool import Pool
@@ -98,7 +99,7 @@ async def judge(exchange: Exchange, shard_count: int, restarts: int) -> Result:
 
 def tabulate(result: Result) -> Table:
     """The figures for people."""
-    table = Table(title=_title(result), title_justify="left")
+    table = Table(title=_title(result), title_justify="left", box=SIMPLE_HEAD)
     for column in ("", "sent", "delivered", "duplicates", "lost", "MB", "seconds", "msg/s"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, flow in (("to outside peer", result.outwards), ("from outside peer", result.inwards)):
@@ -176,7 +177,7 @@ def _pool_figures(pool: Pool) -> PoolFigures:
         misses=stats.misses,
         inserts=stats.inserts,
         names_size=sum(len(topic.value) for topic in topics),
-        process_count=sum(process.live for process in stats.processes),
+        process_count=len({process.pid for process in stats.processes if process.live}),
         uses=sum(topic.uses for topic in topics),
         uses_size=sum(topic.uses * len(topic.value) for topic in topics),
         memory_size=stats.memory_size,

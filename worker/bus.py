@@ -27,7 +27,8 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias
 
 import trio
 
-from worker.frames import Codec, Frame, FrameError, Kind, pack, unpack
+from worker.errors import BusClosedError, BusError, BusProtocolError, FrameError
+from worker.frames import Codec, Frame, Kind, pack, unpack
 from worker.topics import K
 
 log = logging.getLogger(__name__)
@@ -40,18 +41,6 @@ VERSION: Final = 1
 _PEERCRED: Final = struct.Struct("=iII")  # pid, uid, gid
 _READ_SIZE: Final = 1 << 16
 _SOCKET_PATH_SIZE: Final = 107  # sockaddr_un, less the final NUL
-
-
-class BusError(Exception):
-    """The bus refused something; only the connection named in the message is affected."""
-
-
-class BusProtocolError(BusError):
-    """The other end sent what is not a frame, or speaks another kind of key."""
-
-
-class BusClosedError(BusError):
-    """The connection is closed: frames still in its queue were not sent."""
 
 
 class Greeting(NamedTuple):

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from worker.bus import BusError, check_directory
+from worker.bus import check_directory
+from worker.errors import BusError
 from worker.frames import NAMES, REFS, Codec
 from worker.topics import BytesTopics, PoolTopics, Topics
 

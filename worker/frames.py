@@ -10,6 +10,7 @@ import enum
 import struct
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, cast
 
+from worker.errors import FrameError
 from worker.topics import K
 
 if TYPE_CHECKING:
@@ -20,10 +21,6 @@ MAX_FRAME_SIZE: Final = 2 << 20  # bytes after the size word; a libp2p message i
 _HEADER: Final = struct.Struct("!IB")  # size of what follows the size word; kind
 _REF: Final = struct.Struct("!Q")
 _NAME_SIZE: Final = struct.Struct("!H")
-
-
-class FrameError(Exception):
-    """Bytes that are not a frame."""
 
 
 class Kind(enum.IntEnum):

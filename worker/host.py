@@ -44,6 +44,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from worker.effects import Connect, Deliver, Effect, Misbehaved, SendRPC, Validate, Verdict
+from worker.errors import HostError, WireError
 from worker.messages import (
     RPC,
     ControlGraft,
@@ -76,14 +77,6 @@ STREAM_ENDS: Final = (BaseLibp2pError, OSError, trio.TooSlowError, trio.BrokenRe
 
 MessageHandler: TypeAlias = Callable[[Message], None]
 Validator: TypeAlias = Callable[[PeerId, Message], Verdict]
-
-
-class HostError(Exception):
-    """libp2p refused to listen or to dial; the host goes on without that address."""
-
-
-class WireError(Exception):
-    """What a peer sent is no RPC."""
 
 
 @dataclass(slots=True)

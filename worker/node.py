@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
-from worker.bus import BusClosedError, BusError, BusProtocolError, Connection, Greeting, connect
+from worker.bus import Connection, Greeting, connect
+from worker.errors import BusClosedError, BusError, BusProtocolError, NodeError, RequestRefusedError, ShardLostError
 from worker.fleet import FleetInfo, Naming, naming, socket_path
 from worker.frames import Frame, Kind
 from worker.ownership import Ownership
@@ -39,18 +40,6 @@ log = logging.getLogger(__name__)
 INBOX_MESSAGES: Final = 4096
 RECONNECT_S: Final = 0.1
 PUBLISH_DEADLINE_S: Final = 30.0
-
-
-class NodeError(Exception):
-    """A request failed; the node goes on."""
-
-
-class RequestRefusedError(NodeError):
-    """The owner shard refused the request, and nothing has changed; its reason is the text."""
-
-
-class ShardLostError(NodeError):
-    """The owner shard went away, or stayed away, during the request: it may or may not have been carried out."""
 
 
 class Message(NamedTuple):

@@ -25,10 +25,12 @@ from typing import Any, Final, Generic
 
 import trio
 
-from worker.bus import BusClosedError, BusError, Connection, Greeting, Listener, connect
+from shmpool import PoolError
+from worker.bus import Connection, Greeting, Listener, connect
+from worker.errors import BusClosedError, BusError, HostError, RequestRefusedError, WorkerError, leaves
 from worker.fleet import INFO_FILE, ShardConfig, naming, socket_path
 from worker.frames import Codec, Frame, Kind
-from worker.host import Host, HostError
+from worker.host import Host
 from worker.messages import Message, PeerId
 from worker.ownership import Ownership, owner_of
 from worker.topics import K, Topics
@@ -40,10 +42,6 @@ SIBLING_RETRY_S: Final = 0.2
 FIRST_DIAL_RETRY_S: Final = 0.2
 LAST_DIAL_RETRY_S: Final = 30.0
 PEER_WATCH_S: Final = 1.0
-
-
-class RequestError(Exception):
-    """An application asked for what this shard cannot do; its text is the answer."""
 
 
 class Shard(Generic[K]):
@@ -99,7 +97,7 @@ class Shard(Generic[K]):
                     continue
                 try:
                     answer = Frame(Kind.DONE, frame.key, await self._answer(connection, frame))
-                except (RequestError, ValueError) as error:
+                except (RequestRefusedError, PoolError, ValueError) as error:
                     answer = Frame(Kind.FAILED, frame.key, str(error).encode())
                 await connection.send(answer)
         finally:
@@ -124,7 +122,7 @@ class Shard(Generic[K]):
             case Kind.REPORT:
                 return json.dumps(self.report(json.loads(frame.payload))).encode()
             case _:
-                raise RequestError(f"a {frame.kind.name} frame is no request")
+                raise RequestRefusedError(f"a {frame.kind.name} frame is no request")
         return b""
 
     def report(self, topics: list[str]) -> dict[str, Any]:
@@ -179,7 +177,7 @@ class Shard(Generic[K]):
     def _check_owned(self, key: K) -> None:
         owner = self._ownership.owner(key)
         if owner != self.config.index:
-            raise RequestError(f"shard {owner} owns this topic, not shard {self.config.index}")
+            raise RequestRefusedError(f"shard {owner} owns this topic, not shard {self.config.index}")
 
     def _own(self, topics: tuple[str, ...]) -> list[bytes]:
         count = self.config.info.shard_count
@@ -306,12 +304,18 @@ def _remove_directory(directory: Path) -> None:
             directory.rmdir()
 
 
-def main() -> None:
+def main() -> int:
     # A terminal's ^C goes to the whole group. The supervisor hears it too and stops its shards in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    trio.run(run_process)
+    failed = False
+    try:
+        trio.run(run_process)
+    except* (WorkerError, PoolError, OSError, EOFError) as errors:
+        failed = True
+        log.error("%s", "; ".join(str(error) for error in leaves(errors)))
+    return int(failed)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -30,7 +30,9 @@ from typing import Final
 
 import trio
 
+from worker.errors import FleetError
 from worker.fleet import FleetInfo, ShardConfig
+from worker.ownership import MAX_SHARD_COUNT
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +40,12 @@ START_DEADLINE_S: Final = 60.0
 STOP_DEADLINE_S: Final = 10.0
 FIRST_RESTART_S: Final = 0.1
 LAST_RESTART_S: Final = 5.0
-FAILED_START_LIMIT: Final = 5  # in a row, without having been ready in between
+FAILED_START_LIMIT: Final = 3  # in a row, without having been ready in between
+
+LAST_PORT: Final = 65535
 
 _TCP_PORT: Final = re.compile(r"/tcp/(\d+)")
-
-
-class FleetError(Exception):
-    """The fleet could not be started or kept up; all of its processes have ended."""
+_PEER_ADDRESS: Final = re.compile(r"/.+/tcp/\d+/p2p/\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,21 @@ class FleetOptions:
     interning: bool = True
     pool_name: str | None = None  # of the pool to create; by default a new name
     seed: int | None = None  # of keys and of the routers' random choices; None takes fresh ones
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for what no fleet can be made of."""
+        if not 1 <= self.shard_count <= MAX_SHARD_COUNT:
+            raise ValueError(f"{self.shard_count} shards; from 1 to {MAX_SHARD_COUNT} will do")
+        match = _TCP_PORT.search(self.listen)
+        if match is None or int(match[1]) + self.shard_count > LAST_PORT + 1:
+            raise ValueError(f"{self.listen}: need a multiaddr with a TCP port for each shard, such as /ip4/127.0.0.1/tcp/4001")
+        for peer in self.peers:
+            if not _PEER_ADDRESS.fullmatch(peer):
+                raise ValueError(f"{peer}: need the multiaddr of a peer, such as /ip4/192.0.2.1/tcp/4001/p2p/16Uiu2...")
+
+    def listen_of(self, index: int) -> str:
+        """The multiaddr of shard `index`."""
+        return _TCP_PORT.sub(lambda match: f"/tcp/{int(match[1]) + index if int(match[1]) else 0}", self.listen, count=1)
 
 
 @dataclass(slots=True)
@@ -164,21 +180,12 @@ def _shard_config(index: int, directory: Path, info: FleetInfo, options: FleetOp
         index=index,
         info=info,
         directory=os.fspath(directory),
-        listen=_own_port(options.listen, index),
+        listen=options.listen_of(index),
         peers=options.peers,
         topics=options.topics,
         secret=_secret(options.seed, index).hex(),
         seed=None if options.seed is None else options.seed + index,
     )
-
-
-def _own_port(listen: str, index: int) -> str:
-    """`listen` with `index` added to its TCP port, unless that is 0."""
-    match = _TCP_PORT.search(listen)
-    if match is None:
-        raise FleetError(f"{listen} is no multiaddr with a TCP port, such as /ip4/127.0.0.1/tcp/4001")
-    port = int(match[1])
-    return f"{listen[:match.start(1)]}{port + index if port else 0}{listen[match.end(1):]}"
 
 
 def _secret(seed: int | None, index: int) -> bytes:
