@@ -77,6 +77,20 @@ def test_untidy():
     assert "1 failed, 1 passed" in result.stdout
 
 
+def test_what_a_worker_removes_as_it_exits_is_no_leftover(run: Run) -> None:
+    code = """\
+import atexit
+
+def test_tidy_in_the_end():
+    (SHM / "shmpool.x").touch()
+    atexit.register((SHM / "shmpool.x").unlink)
+"""
+
+    result = run(code, "-n2")
+
+    assert result.returncode == 0, result.stdout
+
+
 HOLD = """\
 import mmap, sys
 with open(sys.argv[1], "w+b") as file:
