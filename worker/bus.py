@@ -28,7 +28,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias
 import trio
 
 from worker.errors import BusClosedError, BusError, BusProtocolError, FrameError
-from worker.frames import Codec, Frame, Kind, pack, unpack
+from worker.frames import NAMES, Codec, Frame, Kind, pack, unpack
 from worker.topics import K
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Connection(Generic[K]):
         self._append(packed)
 
     async def write_queued(self) -> None:
-        """Write what is queued until the connection is closed or breaks; who receives sees the end."""
+        """Write what is queued until the connection is closed or breaks, or its nursery ends; who receives sees the end."""
         try:
             while not self._closed:
                 if not self._queue:
@@ -107,7 +107,10 @@ class Connection(Generic[K]):
                     continue
                 await self._stream.send_all(self._take_batch())
         except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
             self._close()
+            self._stream.socket.close()
 
     async def __aiter__(self) -> AsyncIterator[Frame[K]]:
         """Frames until the other end closes. Raises `BusProtocolError` for bytes that are no frame."""
@@ -237,19 +240,22 @@ async def connect(nursery: trio.Nursery, path: Path, codec: Codec[K], greeting: 
 async def _greeted(
     nursery: trio.Nursery, stream: trio.SocketStream, codec: Codec[K], greeting: Greeting, trusted_uid: int
 ) -> Connection[K]:
-    connection = Connection(stream, codec)
+    # Greetings are framed alike whatever the codec, and sent before the other's is judged: so each end can say why not.
+    connection: Connection[Any] = Connection(stream, NAMES)
     try:
         _check_uid(stream, trusted_uid)
-        nursery.start_soon(connection.write_queued)
-        connection.offer(_pack_greeting(greeting, codec))
         with trio.fail_after(HELLO_DEADLINE_S):
+            await stream.send_all(pack(_pack_greeting(greeting, codec), NAMES))
             connection.peer = _unpack_greeting(await connection.receive(), codec, greeting)
-    except trio.TooSlowError:
-        await connection.aclose()
-        raise BusProtocolError(f"no greeting within {HELLO_DEADLINE_S:g} s") from None
-    except BaseException:
-        await connection.aclose()
+    except BaseException as error:
+        await trio.aclose_forcefully(stream)
+        if isinstance(error, trio.TooSlowError):
+            raise BusProtocolError(f"no greeting within {HELLO_DEADLINE_S:g} s") from None
+        if isinstance(error, trio.BrokenResourceError):
+            raise BusClosedError("the other end closed before it greeted") from None
         raise
+    connection.codec = codec
+    nursery.start_soon(connection.write_queued)
     return connection
 
 
@@ -260,12 +266,12 @@ def _check_uid(stream: trio.SocketStream, trusted_uid: int) -> None:
         raise BusError(f"the other end runs as uid {uid}, not {trusted_uid}")
 
 
-def _pack_greeting(greeting: Greeting, codec: Codec[K]) -> Frame[K]:
+def _pack_greeting(greeting: Greeting, codec: Codec[K]) -> Frame[bytes]:
     words = {"bus": VERSION, "keys": codec.name, "pool": greeting.pool, "who": greeting.who}
-    return Frame(Kind.HELLO, codec.nothing, json.dumps(words).encode())
+    return Frame(Kind.HELLO, NAMES.nothing, json.dumps(words).encode())
 
 
-def _unpack_greeting(frame: Frame[K] | None, codec: Codec[K], ours: Greeting) -> Greeting:
+def _unpack_greeting(frame: Frame[bytes] | None, codec: Codec[K], ours: Greeting) -> Greeting:
     if frame is None:
         raise BusClosedError("the other end closed before it greeted")
     try:

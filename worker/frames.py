@@ -85,8 +85,8 @@ class NameCodec:
         return body[_NAME_SIZE.size:end], body[end:]
 
 
-REFS: Final = RefCodec()
-NAMES: Final = NameCodec()
+REFS: Final[Codec[TopicRef]] = RefCodec()
+NAMES: Final[Codec[bytes]] = NameCodec()
 
 
 def pack(frame: Frame[K], codec: Codec[K]) -> bytes:
