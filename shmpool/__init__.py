@@ -27,8 +27,8 @@ import sys
 
 if not sys.platform.startswith("linux"):
     raise ImportError(
-        f"shmpool needs Linux: it locks with open file description locks and makes its memory without a name (O_TMPFILE), which {sys.platform} "
-        "does not have. Nothing was changed."
+        f"shmpool needs Linux: its locks are open file description locks and its memory is made without a name (O_TMPFILE), and "
+        f"{sys.platform} has neither. Nothing was changed."
     )
 
 from shmpool.errors import (
@@ -42,7 +42,8 @@ from shmpool.errors import (
     PoolVersionError,
     StaleRefError,
 )
-from shmpool.inspection import Counters, Finding, PoolStats, ProcessStats, TopicCount, TopicRef
+from shmpool.inspection import Counters, Finding, PoolStats, ProcessStats, TopicCount
+from shmpool.layout import TopicRef
 from shmpool.pool import Pool
 
 __all__ = [

@@ -6,6 +6,7 @@ owner and how much of it is used; it has one writer, the holder of the owner's l
 """
 
 from collections.abc import Iterator
+from mmap import mmap
 from typing import NamedTuple
 
 from shmpool.layout import (
@@ -44,12 +45,15 @@ def record_size(value_size: int) -> int:
     return RECORD_SIZE + value_size + RECORD_ALIGN - 1 & -RECORD_ALIGN
 
 
-def write_record(segment: Segment, offset: int, hash_: int, value: bytes, ordinal: int) -> None:
-    """Write a whole record, the word that makes it live last. Committed memory, under the stripe's lock."""
-    start = segment.constants.geometry.arena_offset + offset
-    segment.words[start // WORD_SIZE] = hash_
-    segment.data[start + RECORD_SIZE : start + RECORD_SIZE + len(value)] = value
-    segment.words[start // WORD_SIZE + 1] = META_LIVE | ordinal << META_ORDINAL_SHIFT | len(value)
+def write_record(words: memoryview, data: mmap, start: int, hash_: int, value: bytes, ordinal: int) -> None:
+    """Write a whole record at byte `start` of the segment, the word that makes it live last.
+
+    Into committed memory, under the stripe's lock.
+    """
+    size = len(value)
+    words[start >> 3] = hash_
+    data[start + RECORD_SIZE : start + RECORD_SIZE + size] = value
+    words[(start >> 3) + 1] = META_LIVE | ordinal << META_ORDINAL_SHIFT | size
 
 
 def erase_record(segment: Segment, offset: int) -> None:

@@ -82,21 +82,17 @@ class Attachment:
         self._ledger_word = ledger_word(self.segment, self.row)
         self._ledger_committed = clear_stale_ledger(self.segment, self.row)
 
-    def count_uses(self, ordinal: int, uses: int) -> None:
-        """Add to this process's uses of a record. Raises PoolFullError where the ledger's next page finds no memory."""
-        if ordinal * WORD_SIZE >= self._ledger_committed:
-            self._ledger_committed = commit_ledger(self.segment, self.row, (ordinal + 1) * WORD_SIZE)
-        self.segment.words[self._ledger_word + ordinal] += uses
+    def count_uses(self, columns: NDArray[np.int64], uses: Words) -> None:
+        """Add `uses[i]` to this process's ledger at `columns[i]`, shapes (n,); a column may come more than once.
 
-    def count_uses_many(self, ordinals: NDArray[np.int64]) -> None:
-        """Add one use for each element of an array of ordinals, shape (n,), in which ordinals may repeat."""
-        if len(ordinals) == 0:
+        Raises PoolFullError, with nothing counted, where the ledger's next pages find no memory.
+        """
+        if len(columns) == 0:
             return
-        end = int(ordinals.max()) + 1
-        if end * WORD_SIZE > self._ledger_committed:
-            self._ledger_committed = commit_ledger(self.segment, self.row, end * WORD_SIZE)
-        ledger = np.frombuffer(self.segment.words, np.uint64, end, self._ledger_word * WORD_SIZE)
-        np.add.at(ledger, ordinals, np.uint64(1))
+        count = int(columns.max()) + 1
+        if count * WORD_SIZE > self._ledger_committed:
+            self._ledger_committed = commit_ledger(self.segment, self.row, count * WORD_SIZE)
+        np.add.at(np.frombuffer(self.segment.words, np.uint64, count, self._ledger_word * WORD_SIZE), columns, uses)
 
     def forget_ledger(self) -> None:
         """After a reset by this process: start the row's ledger over."""
@@ -364,7 +360,7 @@ class _Fork:
 _serials = itertools.count()
 _attachments: "weakref.WeakSet[Attachment]" = weakref.WeakSet()
 _fork_mutex = threading.RLock()
-_forks: list[tuple[list[_Fork], set[signal.Signals]]] = []
+_forks: list[tuple[list[_Fork], set[int | signal.Signals]]] = []
 
 
 def _before_fork() -> None:

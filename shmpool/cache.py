@@ -6,28 +6,21 @@ the pool (or until a reset, which empties the cache), so no entry can outlive it
 """
 
 import itertools
-from collections.abc import Callable
 from operator import length_hint
 from typing import Final
 
-from shmpool.errors import PoolFullError
+import numpy as np
+from numpy.typing import NDArray
 
+from shmpool.layout import TopicRef
+
+MISS: Final = itertools.repeat(TopicRef(0))  # the cell of what is not remembered
 _FULL: Final = 1 << 62  # what a cell counts down from
 
 
-class Mark:
-    """A cell, the column of the ledger that its uses belong to, and what the cell held when they were last collected."""
-
-    __slots__ = ("cell", "column", "left")
-
-    def __init__(self, cell: "itertools.repeat[int]", column: int) -> None:
-        self.cell = cell
-        self.column = column
-        self.left = _FULL
-
-
 class Cache:
-    """`cells[value]` is `itertools.repeat(ref, ...)`: next() of it returns the ref and counts down.
+    """`next(get(value, MISS))` is the ref of a value, or 0, and counts the use: a cell is `itertools.repeat(ref, 2**62)`, and
+    next() of it counts down.
 
     That is one C call, which no thread can split, so a hit is counted at the price of a plain dict function. A list
     [ref, uses] cost 1.4 times as much, and its two steps can lose a count between threads.
@@ -35,50 +28,49 @@ class Cache:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.cells: dict[bytes, itertools.repeat[int]] = {}
-        self.values: dict[int, bytes] = {}
-        self._marks: list[Mark] = []
+        self._cells: dict[bytes, itertools.repeat[TopicRef]] = {}
+        self.get = self._cells.get
+        self.values: dict[TopicRef, bytes] = {}
+        # Every cell in order of its making, its ref, and what it held when its uses were last collected.
+        self._all: list[itertools.repeat[TopicRef]] = []
+        self._refs: list[TopicRef] = []
+        self._lefts = np.zeros(0, np.int64)
 
-    def __len__(self) -> int:
-        return len(self._marks)
+    def is_full(self) -> bool:
+        return len(self._all) >= self.size
 
-    def add(self, value: bytes, ref: int, column: int) -> "itertools.repeat[int]":
-        """Remember a ref; the caller makes room first (`is_full`, `clear`)."""
+    def add(self, value: bytes, ref: TopicRef) -> None:
+        """Remember a ref and count one use of it; the caller makes room first (`is_full`, `clear`)."""
         cell = itertools.repeat(ref, _FULL)
-        self._marks.append(Mark(cell, column))  # first: an interrupt in between must not leave a cell that nobody reads
-        self.cells[value] = cell
-        return cell
+        # In this order an interrupt in between leaves no cell in use that is not collected.
+        self._refs.append(ref)
+        self._all.append(cell)
+        self._cells[value] = cell
+        next(cell)
 
-    def add_value(self, ref: int, value: bytes) -> None:
+    def add_value(self, ref: TopicRef, value: bytes) -> None:
         """Remember what a ref resolved to."""
         if len(self.values) >= self.size:
             self.values.clear()
         self.values[ref] = value
 
-    def is_full(self) -> bool:
-        return len(self._marks) >= self.size
+    def pending(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
+        """Uses since the last `settle`: refs and their uses, shapes (n,), and what to settle with. About 50 ns a cell."""
+        lefts = np.fromiter(map(length_hint, self._all), np.int64)
+        before = np.full(len(lefts), _FULL)
+        before[: len(self._lefts)] = self._lefts
+        used = np.flatnonzero(before != lefts)
+        refs = np.array(self._refs[: len(lefts)], np.uint64)
+        return refs[used], (before - lefts)[used].astype(np.uint64), lefts
 
-    def collect(self, count: Callable[[int, int], None]) -> int:
-        """Call `count(column, uses)` for each cell used since the last time; returns the sum. About 0.1 us a cell.
-
-        What `count` refuses with PoolFullError stays in its cell for the next time.
-        """
-        total = 0
-        for mark in self._marks:
-            left = length_hint(mark.cell)
-            uses = mark.left - left
-            if uses:
-                try:
-                    count(mark.column, uses)
-                except PoolFullError:
-                    continue
-                mark.left = left
-                total += uses
-        return total
+    def settle(self, lefts: NDArray[np.int64]) -> None:
+        """Those uses were counted."""
+        self._lefts = lefts
 
     def clear(self) -> int:
-        """Forget everything; returns the uses that were never collected."""
-        self.cells.clear()
+        """Forget everything; returns the uses that were never counted."""
+        dropped = int(self.pending()[1].sum())
+        self._cells.clear()
         self.values.clear()
-        marks, self._marks = self._marks, []
-        return sum(mark.left - length_hint(mark.cell) for mark in marks)
+        self._all, self._refs, self._lefts = [], [], np.zeros(0, np.int64)
+        return dropped

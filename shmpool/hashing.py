@@ -21,6 +21,6 @@ def make_hasher(key: bytes) -> Callable[[bytes], int]:
 
     def hash_value(value: bytes) -> int:
         # intdigest() is signed, and 1.4 times faster than int.from_bytes(digest()).
-        return siphash13(value, key=key).intdigest() & _UNSIGNED
+        return int(siphash13(value, key=key).intdigest() & _UNSIGNED)
 
     return hash_value

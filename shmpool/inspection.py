@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final, NamedTuple, NewType
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,11 @@ from shmpool.layout import (
     STRIPE_WORDS,
     TABLE,
     WORD_SIZE,
+    TopicRef,
 )
 from shmpool.segment import Segment
 from shmpool.stripe import Stripes
-from shmpool.table import MISSING, find_slot, make_slot, read_table
-
-TopicRef = NewType("TopicRef", int)
+from shmpool.table import find_slot, make_slot, read_table
 
 _MAX_FINDINGS: Final = 1000
 
@@ -215,7 +214,7 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
                 yield Finding(f"the same value stands at arena offset {values[value]}", at, anew)
             values[value] = record.offset
             slot = make_slot(record.hash, record.offset)
-            if find_slot(segment.words, table_word, (1 << bits) - 1, slot, record.hash) == MISSING:
+            if find_slot(segment.words, table_word, (1 << bits) - 1, slot, record.hash) is None:
                 yield Finding("no slot on the probe path points at the record", at, anew)
             if record.ordinal >= count:
                 yield Finding(f"ordinal {record.ordinal}, and the stripe counts {count} records", at, anew)

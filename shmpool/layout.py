@@ -10,10 +10,16 @@ numpy dtypes describe the same bytes for batches and inspection; reading one of 
 
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NewType
 
 import numpy as np
+
+# What a value is called by, in every process: the pool's random origin + the record's arena offset (below 2**40), and the
+# record's generation << 40. Always positive and below 2**63. The origin makes a ref of another pool, or from before a reset, fall
+# outside the arena, but for one chance in 2**39 / arena_size.
+TopicRef = NewType("TopicRef", int)
 
 MAGIC: Final = int.from_bytes(b"shmpool\x01", "little")
 VERSION: Final = 1
@@ -142,6 +148,7 @@ START_TIME: Final = _word_of(PROCESS, "start_time")
 ATTACHED: Final = _word_of(PROCESS, "attached_ns")
 LEDGER: Final = _word_of(PROCESS, "ledger")
 FIRST_COUNTER: Final = _word_of(PROCESS, COUNTERS[0])
+MISSES: Final = _word_of(PROCESS, "misses")
 RECORD_SIZE: Final = RECORD.itemsize
 RECORD_ALIGN: Final = 8
 
@@ -174,7 +181,7 @@ FINGERPRINT: Final = int.from_bytes(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # no slots: cached_property keeps its values in the instance
 class Geometry:
     """Where everything is, from a pool's constants alone. Sizes in bytes; `*_offset` from the segment's start.
 
@@ -205,69 +212,69 @@ class Geometry:
             f"(a chunk for each stripe) to {MAX_ARENA_SIZE}, not {self.arena_size}",
         )
 
-    @property
+    @cached_property
     def chunk_size(self) -> int:
         """Bytes a stripe takes from the arena at a time: at least four of the largest records, and a few pages."""
         return max(4 * PAGE_SIZE, 1 << (4 * (self.max_value_size + RECORD_SIZE) - 1).bit_length())
 
-    @property
+    @cached_property
     def chunk_count(self) -> int:
         return self.arena_size // self.chunk_size
 
-    @property
+    @cached_property
     def stripe_capacity(self) -> int:
         """Records one stripe may hold: twice the even share. Hashing is keyed, so nobody can aim at one stripe."""
         return min(self.capacity, 2 * -(-self.capacity // self.stripe_count) + 64)
 
-    @property
+    @cached_property
     def max_table_bits(self) -> int:
         return max(MIN_TABLE_BITS, (self.stripe_capacity * 4 // 3).bit_length())
 
-    @property
+    @cached_property
     def ordinal_count(self) -> int:
         """Columns of a ledger. A record's ordinal is its number in its stripe, times stripe_count, plus the stripe:
         dense as long as the hash spreads, without a counter that all stripes would share."""
         return self.stripe_capacity * self.stripe_count
 
-    @property
+    @cached_property
     def scratch_offset(self) -> int:
         return HEADER.itemsize
 
-    @property
+    @cached_property
     def stripes_offset(self) -> int:
         return self.scratch_offset + PAGE_SIZE
 
-    @property
+    @cached_property
     def totals_offset(self) -> int:
         """The process row that departed processes are folded into; attached processes' rows follow it."""
         return self.stripes_offset + _pages(self.stripe_count * STRIPE.itemsize)
 
-    @property
+    @cached_property
     def chunks_offset(self) -> int:
         return self.totals_offset + _pages((1 + self.process_count) * PROCESS.itemsize)
 
-    @property
+    @cached_property
     def tables_offset(self) -> int:
         return self.chunks_offset + _pages(self.chunk_count * WORD_SIZE)
 
-    @property
+    @cached_property
     def stripe_tables_size(self) -> int:
         """Two regions for every size from the smallest to the largest."""
         return 2 * WORD_SIZE * ((2 << self.max_table_bits) - (1 << MIN_TABLE_BITS))
 
-    @property
+    @cached_property
     def ledgers_offset(self) -> int:
         return self.tables_offset + self.stripe_count * self.stripe_tables_size
 
-    @property
+    @cached_property
     def ledger_size(self) -> int:
         return _pages(self.ordinal_count * WORD_SIZE)
 
-    @property
+    @cached_property
     def arena_offset(self) -> int:
         return self.ledgers_offset + (1 + self.process_count) * self.ledger_size
 
-    @property
+    @cached_property
     def total_size(self) -> int:
         return self.arena_offset + self.arena_size
 

@@ -14,7 +14,7 @@ from multiprocessing import util
 from operator import index
 from threading import RLock
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shmpool import lifetime
 from shmpool.arena import read_record, read_value, record_size
 from shmpool.attachment import Attachment
-from shmpool.cache import Cache
+from shmpool.cache import MISS, Cache
 from shmpool.errors import (
     PoolBusyError,
     PoolClosedError,
@@ -38,7 +38,6 @@ from shmpool.inspection import (
     Finding,
     PoolStats,
     TopicCount,
-    TopicRef,
     check_chunks,
     check_stripe,
     count_topics,
@@ -49,20 +48,19 @@ from shmpool.layout import (
     FIRST_COUNTER,
     GROW_BYTE,
     LOW_40,
-    META_ORDINAL_MASK,
-    META_ORDINAL_SHIFT,
+    MISSES,
     STRIPE_BYTES,
-    WORD_SIZE,
+    TopicRef,
 )
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, StripeLock, close_semaphores
-from shmpool.stripe import Stripes
-from shmpool.table import MISSING
+from shmpool.stripe import Item, Stripes
 
 Refs = NDArray[np.uint64]
 
 DEFAULT_CACHE_SIZE: Final = 4096
 _RACE_TRIES: Final = 100
+_FLUSH_EVERY: Final = 256  # a flush costs up to 0.3 ms with a full cache, so this is about 1 us each
 _BATCH: Final = 256  # inserts under one hold of a lock, so that a batch makes nobody wait long
 
 
@@ -166,18 +164,20 @@ class Pool:
         self._stripes = Stripes(segment, grow_lock)
         self._attachment = Attachment(segment, seat.row, seat.gate)
         self._attachment.locks = (*self._locks, grow_lock)
-        self._attachment.on_fork_in_child = _weak_call(self)
+        self._attachment.on_fork_in_child = _call_weakly(weakref.WeakMethod(self._after_fork))
         self._hash = make_hasher(self.constants.hash_key)
         self._stripe_count = self.constants.geometry.stripe_count
         self._max_value_size = self.constants.geometry.max_value_size
         self._capacity = self.constants.geometry.capacity
+        self._insert_budget = self.constants.insert_budget
         self._origin = int(segment.words[EPOCH_WORD] & LOW_40)
         self._cache = Cache(cache_size)
-        self._cells = self._cache.cells  # the cache empties these dicts, and never replaces them
+        self._get = self._cache.get  # both stay the same for good: the cache only empties its dicts
         self._values = self._cache.values
         self._flushing = RLock()
         self._closed = ""
         self._start_counting()
+        self._recover(self._stripes.unfinished())
         _pools.add(self)
 
     def close(self) -> None:
@@ -188,15 +188,16 @@ class Pool:
         if self._closed:
             return
         self._drop_cache()
-        try:
-            self._seat.gate.run(self._leave)
-        finally:
-            if self._closed:
-                self._release("was closed")
-
-    def _leave(self) -> None:
         self._closed = "is being closed"
-        lifetime.leave(self._attachment)
+        try:
+            self._seat.gate.run(lifetime.leave, self._attachment)
+        except PoolBusyError:
+            self._closed = ""
+            raise
+        except BaseException:
+            self._release("was closed, though not in order; its row is free all the same")
+            raise
+        self._release("was closed")
 
     def _release(self, why: str) -> None:
         self._closed = why
@@ -213,11 +214,17 @@ class Pool:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_closed", "never made") == "":
-            _close_quietly(self)
+        if hasattr(self, "_closed"):
+            self._close_quietly()
+
+    def _close_quietly(self) -> None:
+        try:
+            self.close()
+        except (PoolError, OSError):
+            self._release("could not be closed in order; its row is free all the same")
 
     def __reduce__(self) -> tuple[Callable[..., "Pool"], tuple[str, int, int]]:
-        return _attach_again, (self.name, self.constants.pool_id, self._cache_size)
+        return _attach_again, (self.name, self.constants.pool_id, self._cache.size)
 
     def __repr__(self) -> str:
         return f"<Pool {self.name!r}{f' ({self._closed})' if self._closed else ''}>"
@@ -232,10 +239,9 @@ class Pool:
         """
         # Hot path: next() of a cell gives the ref and counts the use (see Cache), at the price of a plain dict function
         # (tools/bench_intern.py). Nothing shared is written, no clock is read.
-        try:
-            return next(self._cells[value])
-        except (KeyError, TypeError):
-            pass
+        ref = next(self._get(value, MISS))
+        if ref:
+            return ref
         return self._intern(value, self._capacity)
 
     def admit(self, value: bytes) -> TopicRef:
@@ -243,10 +249,9 @@ class Pool:
 
         Raises what `intern` does, and PoolFullError when only the reserve is left.
         """
-        try:
-            return next(self._cells[value])
-        except (KeyError, TypeError):
-            pass
+        ref = next(self._get(value, MISS))
+        if ref:
+            return ref
         return self._intern(value, self._capacity - self.constants.reserve)
 
     def lookup(self, value: bytes) -> TopicRef | None:
@@ -254,19 +259,18 @@ class Pool:
 
         It may miss a value that another process is inserting at this instant. Raises TypeError for anything but bytes.
         """
-        try:
-            return next(self._cells[value])
-        except (KeyError, TypeError):
-            pass
+        ref = next(self._get(value, MISS))
+        if ref:
+            return ref
         value = self._check_value(value, None)
         hash_ = self._hash(value)
         stripe = hash_ * self._stripe_count >> 64
         offset = self._stripes.find(stripe, hash_, value)
-        if offset == MISSING:
+        if offset < 0:
             self._misses += 1
-            self._after_slow_path()
+            self._segment.words[self._attachment.row_word + MISSES] = self._misses + self._stripes.inserts
             return None
-        return self._remember(value, stripe, offset)
+        return self._remember(value, offset)
 
     def resolve(self, ref: TopicRef) -> bytes:
         """The value of a ref.
@@ -362,19 +366,27 @@ class Pool:
     def flush(self) -> None:
         """Publish this process's counters: hits, misses, waits, and uses of each topic.
 
-        Happens by itself in `stats`, `top` and `close`, and in an operation that misses the private cache as soon as such
-        operations since the last flush are an eighth of the topics cached. Until then others see the counts of the last one.
+        Happens by itself in `stats`, `top`, `close`, every batch that misses the private cache, and every 256th single
+        operation that does. Until then others see the counts of the last flush; a process that only hits should call it now
+        and then, as a heartbeat does.
         """
         self._check_open()
         with self._flushing:
-            self._slow = 0
-            self._hits += self._cache.collect(self._attachment.count_uses)
+            self._unflushed = 0
+            refs, uses, lefts = self._cache.pending()
+            try:
+                self._count_uses(refs, uses)
+            except PoolFullError:
+                pass  # they stay in their cells until there is memory for the ledger
+            else:
+                self._cache.settle(lefts)
+                self._uses += int(uses.sum())
             counts = (
-                max(self._hits, 0),
-                self._misses,
-                self._inserts,
-                sum([lock.waits for lock in self._locks]),
-                sum([lock.takeovers for lock in self._locks]),
+                max(self._uses - self._stripes.inserts, 0),
+                self._misses + self._stripes.inserts,
+                self._stripes.inserts,
+                sum(lock.waits for lock in self._locks),
+                sum(lock.takeovers for lock in self._locks),
                 self._stripes.rollbacks,
                 self._stripes.rollforwards,
                 self._dropped,
@@ -391,6 +403,10 @@ class Pool:
         self._drop_cache()
         self._seat.gate.run(self._lock_all_and_reset, 0)
 
+    def _recover(self, stripes: list[int]) -> None:
+        for stripe in stripes:
+            self._locks[stripe].run(self._stripes.recover, stripe)
+
     def _lock_all_and_reset(self, stripe: int) -> None:
         if stripe < len(self._locks):
             self._locks[stripe].run(self._lock_all_and_reset, stripe + 1)
@@ -400,6 +416,8 @@ class Pool:
         finally:
             # Whether or not it was interrupted, the segment tells what holds now.
             self._stripes.refresh()
+            for unfinished in self._stripes.unfinished():
+                self._stripes.recover(unfinished)
             self._origin = int(self._segment.words[EPOCH_WORD] & LOW_40)
             self._cache.clear()
 
@@ -410,45 +428,44 @@ class Pool:
         hash_ = self._hash(value)
         stripe = hash_ * self._stripe_count >> 64
         offset = self._stripes.find(stripe, hash_, value)
-        if offset == MISSING:
-            offset = self._locks[stripe].run(self._find_or_insert, stripe, hash_, value, capacity)
-        return self._remember(value, stripe, offset)
+        if offset < 0:
+            offset = self._insert(stripe, [(hash_, value, offset)], capacity)[0]
+        return self._remember(value, offset)
 
-    def _find_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int) -> int:
-        """Under the stripe's lock: confirm the miss, for another may have inserted the value meanwhile."""
+    def _insert(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
+        """Arena offsets of values that were missed, found or inserted under the stripe's lock."""
+        offsets = self._locks[stripe].run(self._find_or_insert, stripe, items, capacity)
+        if len(offsets) < len(items):
+            self._refuse_insert(capacity)
+        return offsets
+
+    def _find_or_insert(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
         stripes = self._stripes
         stripes.recover(stripe)
-        offset = stripes.find(stripe, hash_, value)
-        if offset == MISSING:
-            self._check_bounds(capacity)
-            offset = stripes.insert(stripe, hash_, value).offset
-            self._inserts += 1
-            self._misses += 1
-            self._hits -= 1  # the use that is about to be counted
-        return offset
-
-    def _check_bounds(self, capacity: int) -> None:
         # Inserts under different stripes' locks do not see each other: together they may pass capacity by as many.
-        if self._stripes.total() >= capacity:
+        room = capacity - stripes.total()
+        budget = self._insert_budget - stripes.inserts
+        return stripes.find_or_insert(stripe, items, min(budget, room))
+
+    def _refuse_insert(self, capacity: int) -> NoReturn:
+        if self._stripes.inserts >= self._insert_budget:
             raise PoolFullError(
-                f"pool {self.name!r}: holds {self._stripes.total()} topics, and may hold {capacity} of this kind (capacity "
-                f"{self.constants.geometry.capacity}, reserve {self.constants.reserve}). Nothing was changed and every topic in "
-                "it stays usable. Create the pool with a larger capacity."
-            )
-        if self._inserts >= self.constants.insert_budget:
-            raise PoolFullError(
-                f"pool {self.name!r}: this process has made all the {self.constants.insert_budget} inserts of its budget. "
+                f"pool {self.name!r}: this process has made all the {self._insert_budget} inserts of its budget. "
                 "Nothing was changed. Find out why it makes so many names, or create the pool with a larger insert_budget."
             )
+        raise PoolFullError(
+            f"pool {self.name!r}: holds {self._stripes.total()} topics, and may hold {capacity} of this kind (capacity "
+            f"{self._capacity}, reserve {self.constants.reserve}). Nothing was changed and every topic in it stays usable. "
+            "Create the pool with a larger capacity."
+        )
 
-    def _check_value(self, value: bytes, limit: int | None) -> bytes:
+    def _check_value(self, value: object, limit: int | None) -> bytes:
         self._check_open()
         if type(value) is not bytes:
-            if isinstance(value, str):
-                raise TypeError(f"pool {self.name!r}: values are bytes, not str; encode it first: value.encode()")
             if not isinstance(value, bytes):
-                raise TypeError(f"pool {self.name!r}: values are bytes, not {type(value).__name__}; convert it first")
-            value = bytes(memoryview(value))
+                hint = "encode it first: value.encode()" if isinstance(value, str) else "convert it first: bytes(value)"
+                raise TypeError(f"pool {self.name!r}: values are bytes, not {type(value).__name__}; {hint}")
+            value = bytes(memoryview(value))  # of a subclass
         if limit is not None and len(value) > limit:
             raise ValueError(
                 f"pool {self.name!r}: a value of {len(value)} bytes, and the longest it takes is {limit} (max_value_size at "
@@ -462,26 +479,21 @@ class Pool:
                 f"pool {self.name!r} {self._closed} in this process; other processes are not affected. Attach again."
             )
 
-    def _remember(self, value: bytes, stripe: int, offset: int) -> TopicRef:
+    def _remember(self, value: bytes, offset: int) -> TopicRef:
         """Cache a ref that was found, count this use of it, and return it."""
         if self._cache.is_full():
             self._drop_cache()
-        word = (self.constants.geometry.arena_offset + offset) // WORD_SIZE + 1
-        ordinal = self._segment.words[word] >> META_ORDINAL_SHIFT & META_ORDINAL_MASK
-        cell = self._cache.add(value, self._origin + offset, ordinal * self._stripe_count + stripe)
-        ref = next(cell)
-        self._after_slow_path()
-        return TopicRef(ref)
-
-    def _after_slow_path(self) -> None:
-        self._slow += 8
-        if self._slow >= len(self._cache):
+        ref = TopicRef(self._origin + offset)
+        self._cache.add(value, ref)
+        self._unflushed += 1
+        if self._unflushed >= _FLUSH_EVERY:
             self.flush()
+        return ref
 
     def _start_counting(self) -> None:
         self._cache.clear()
-        self._hits = self._misses = self._inserts = self._dropped = self._slow = 0
-        self._stripes.rollbacks = self._stripes.rollforwards = 0
+        self._uses = self._misses = self._dropped = self._unflushed = 0
+        self._stripes.inserts = self._stripes.rollbacks = self._stripes.rollforwards = 0
         for lock in self._locks:
             lock.waits = lock.takeovers = 0
 
@@ -520,12 +532,12 @@ class Pool:
 
     def _refs_of(self, values: list[bytes], *, insert: bool) -> Refs:
         try:
-            cells = list(map(self._cells.get, values))
+            cells: list[Iterator[TopicRef] | None] = list(map(self._get, values))
         except TypeError:
             cells = [None] * len(values)  # something unhashable, which is not bytes: the check below names it
         if None not in cells:
             self._check_open()
-            return np.fromiter(map(next, cells), np.uint64, len(cells))
+            return np.fromiter(map(next, cells), np.uint64, len(cells))  # type: ignore[arg-type]
         limit = self._max_value_size if insert else None
         values = [self._check_value(value, limit) for value in values]
         found = self._find_many({value for value, cell in zip(values, cells, strict=True) if cell is None}, insert=insert)
@@ -540,37 +552,45 @@ class Pool:
     def _find_many(self, values: set[bytes], *, insert: bool) -> dict[bytes, int]:
         """The refs of distinct values, those that are found or inserted; a stripe's lock is taken once for many of them."""
         found: dict[bytes, int] = {}
-        missing: dict[int, list[tuple[int, bytes]]] = {}
+        missing: dict[int, list[Item]] = {}
         for value in values:
             hash_ = self._hash(value)
             stripe = hash_ * self._stripe_count >> 64
             offset = self._stripes.find(stripe, hash_, value)
-            if offset != MISSING:
+            if offset >= 0:
                 found[value] = self._origin + offset
             else:
-                missing.setdefault(stripe, []).append((hash_, value))
+                missing.setdefault(stripe, []).append((hash_, value, offset))
         if insert:
-            for stripe, group in missing.items():
-                for start in range(0, len(group), _BATCH):
-                    self._locks[stripe].run(self._insert_group, stripe, group[start : start + _BATCH], found)
+            for stripe, items in missing.items():
+                self._insert_many(stripe, items, found)
         return found
 
-    def _insert_group(self, stripe: int, group: list[tuple[int, bytes]], found: dict[bytes, int]) -> None:
-        for hash_, value in group:
-            offset = self._find_or_insert(stripe, hash_, value, self.constants.geometry.capacity)
-            found[value] = self._origin + offset
+    def _insert_many(self, stripe: int, items: list[Item], found: dict[bytes, int]) -> None:
+        start = 0
+        while start < len(items):
+            # Far from capacity many at a time, so few that even if every stripe's holder does so none passes it.
+            far = self._stripes.total() + self._stripe_count * _BATCH < self._capacity
+            part = items[start : start + (_BATCH if far else 1)]
+            offsets = self._insert(stripe, part, self._capacity)
+            for (_, value, _), offset in zip(part, offsets, strict=True):
+                found[value] = self._origin + offset
+            start += len(part)
 
     def _count_batch(self, refs: Refs, *, insert: bool) -> None:
         """Count uses that went past the cache: `refs`, shape (n,), 0 for a miss."""
-        offsets = refs[refs != 0] - np.uint64(self._origin)
+        hits = refs[refs != 0]
         if not insert:
-            self._misses += len(refs) - len(offsets)
+            self._misses += len(refs) - len(hits)
         try:
-            self._attachment.count_uses_many(self._stripes.columns(offsets))
+            self._count_uses(hits, np.ones(len(hits), np.uint64))
         except PoolFullError:
-            self._dropped += len(offsets)
-        self._hits += len(offsets)
+            self._dropped += len(hits)
+        self._uses += len(hits)
         self.flush()
+
+    def _count_uses(self, refs: Refs, uses: NDArray[np.uint64]) -> None:
+        self._attachment.count_uses(self._stripes.columns(refs - np.uint64(self._origin)), uses)
 
     def _after_fork(self) -> None:
         """In a forked child: nothing counted or remembered yet, and no row at all if none could be had."""
@@ -580,13 +600,13 @@ class Pool:
             self._release("was forked inside one of its own operations, or found no free row, and is closed")
 
 
-def _weak_call(pool: Pool) -> Callable[[], None]:
-    """`pool._after_fork`, without keeping the pool alive."""
-    reference = weakref.ref(pool)
+def _call_weakly(method: "weakref.WeakMethod[Callable[[], None]]") -> Callable[[], None]:
+    """A call of a method that does not keep its object alive."""
 
     def call() -> None:
-        if (pool := reference()) is not None:
-            pool._after_fork()
+        bound = method()
+        if bound is not None:
+            bound()
 
     return call
 
@@ -607,16 +627,9 @@ def _attach_again(name: str, pool_id: int, cache_size: int) -> Pool:
 _pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
 
 
-def _close_quietly(pool: Pool) -> None:
-    try:
-        pool.close()
-    except (PoolError, OSError):
-        pool._release("could not be closed in order; its row is free all the same")
-
-
 def _close_all() -> None:
     for pool in list(_pools):
-        _close_quietly(pool)
+        pool._close_quietly()  # noqa: SLF001 - this module's own
 
 
 def _close_all_in_child(_: object) -> None:

@@ -117,7 +117,7 @@ class Segment(SharedMemory):
         return os.fstat(self.fd).st_blocks * 512
 
     def close(self) -> None:
-        """Unmap and close; again is harmless. Whoever is still reading in another thread keeps the mapping alive."""
+        """Unmap and close; again is harmless. A batch still running in another thread keeps the mapping."""
         if self.fd >= 0:
             fd, self.fd = self.fd, -1
             os.close(fd)
@@ -125,7 +125,7 @@ class Segment(SharedMemory):
             self.words.release()
             super().close()
         except BufferError:
-            self._buf = self._mmap = None
+            return  # the last view unmaps it
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Segment is not picklable; pickle the Pool, which attaches again")

@@ -10,7 +10,7 @@ repeated, so it may die and be run again.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,12 +18,10 @@ from numpy.typing import NDArray
 
 from shmpool.arena import (
     Record,
-    chunk_word,
     erase_record,
     make_chunk,
     read_chunk,
     read_record,
-    record_size,
     walk,
     write_record,
 )
@@ -31,6 +29,9 @@ from shmpool.errors import PoolCorruptError, PoolFullError
 from shmpool.layout import (
     ARENA_LIMIT_WORD,
     CHUNK,
+    CHUNK_EPOCH_SHIFT,
+    CHUNK_OWNER_MASK,
+    CHUNK_USED_SHIFT,
     COUNT,
     EPOCH_WORD,
     GROWTHS,
@@ -53,9 +54,14 @@ from shmpool.layout import (
 )
 from shmpool.lock import ByteLock
 from shmpool.segment import Segment
-from shmpool.table import MISSING, build, find, find_free, find_slot, make_slot, must_grow, read_table
+from shmpool.table import build, find, find_slot, make_slot, must_grow, read_table
 
+_MISS_STATE_SHIFT: Final = 32
+_MISS_INDEX_MASK: Final = (1 << _MISS_STATE_SHIFT) - 1
 _PLACE: Final = (1 << INTENT_SHIFT) - 1
+
+
+Item = tuple[int, bytes, int]  # a value's hash, the value, and what `find` gave for it
 
 
 class Table(NamedTuple):
@@ -70,15 +76,21 @@ _EMPTY: Final = Table(0, 0, -1)
 
 
 class Stripes:
-    """The stripes of one attached pool. `find` and `records` need no lock; `insert` and `recover` need the stripe's."""
+    """The stripes of one attached pool. `find` and `records` need no lock; `find_or_insert` and `recover` need the stripe's."""
 
     def __init__(self, segment: Segment, grow_lock: ByteLock) -> None:
         self.segment = segment
         self.geometry = segment.constants.geometry
         self._grow_lock = grow_lock
         self._stripes_word = self.geometry.stripes_offset // WORD_SIZE
+        self.counts = slice(
+            self._stripes_word + COUNT, self._stripes_word + self.geometry.stripe_count * STRIPE_WORDS, STRIPE_WORDS
+        )
+        self._chunks_word = self.geometry.chunks_offset // WORD_SIZE
         self._arena_offset = self.geometry.arena_offset
-        self.rollbacks = 0  # by this process since it started counting
+        self._chunk_size = self.geometry.chunk_size
+        self.inserts = 0  # by this process since it started counting
+        self.rollbacks = 0
         self.rollforwards = 0
         self._counting = threading.Lock()
         self.refresh()
@@ -88,8 +100,18 @@ class Stripes:
         self.epoch = int(self.segment.words[EPOCH_WORD] >> TAG_SHIFT)
         self._tables = [_EMPTY] * self.geometry.stripe_count
 
+    def unfinished(self) -> list[int]:
+        """Stripes that still count what a reset dropped: its process was killed before it had emptied them. To be recovered
+        before `total` is asked."""
+        rows = range(self._stripes_word, self.counts.stop, STRIPE_WORDS)
+        words = self.segment.words
+        return [i for i, row in enumerate(rows) if words[row + TABLE] >> 16 != self.epoch and words[row + COUNT]]
+
     def find(self, stripe: int, hash_: int, value: bytes) -> int:
-        """The arena offset of a value's record, or MISSING; may miss one that is being inserted at this instant."""
+        """The arena offset of a value's record, or below 0; may miss one that is being inserted at this instant.
+
+        Under the stripe's lock and after `recover` a miss is certain. `find_or_insert` takes what it gave.
+        """
         words = self.segment.words
         row = self._stripes_word + stripe * STRIPE_WORDS
         while True:
@@ -98,7 +120,7 @@ class Stripes:
             if state != table.state:
                 table = self._locate(stripe, state)
             if table.bits < 0:
-                return MISSING
+                return -1
             offset = find(
                 words,
                 self.segment.data,
@@ -110,8 +132,10 @@ class Stripes:
                 value,
             )
             # A table that was replaced while it was probed may lack what was inserted since.
-            if offset != MISSING or words[row] == state:
+            if offset >= 0:
                 return offset
+            if words[row] == state:
+                return ~(~offset | (state & 0xFFFF) << _MISS_STATE_SHIFT)
 
     def _locate(self, stripe: int, state: int) -> Table:
         if state >> 16 != self.epoch:
@@ -135,66 +159,98 @@ class Stripes:
             table = self._locate(stripe, state)
             if table.bits < 0:
                 return False
-            if self._find_slot(table, record.hash, record.offset) != MISSING:
+            if self._has_slot(table, record.hash, record.offset):
                 return True
             if self.segment.words[self._stripes_word + stripe * STRIPE_WORDS] == state:
                 return False
 
-    def _find_slot(self, table: Table, hash_: int, offset: int) -> int:
-        return find_slot(self.segment.words, table.word, (1 << table.bits) - 1, make_slot(hash_, offset), hash_)
-
-    def count(self, stripe: int) -> int:
-        """Records of a stripe."""
-        row = self._stripes_word + stripe * STRIPE_WORDS
-        words = self.segment.words
-        return int(words[row + COUNT]) if words[row + TABLE] >> 16 == self.epoch else 0
+    def _has_slot(self, table: Table, hash_: int, offset: int) -> bool:
+        slot = make_slot(hash_, offset)
+        return find_slot(self.segment.words, table.word, (1 << table.bits) - 1, slot, hash_) is not None
 
     def total(self) -> int:
         """Records of all stripes, exact while nobody inserts. About 0.5 us for 16 stripes."""
-        words = self.segment.words
-        start, end = self._stripes_word, self._stripes_word + self.geometry.stripe_count * STRIPE_WORDS
-        tables, counts = words[start + TABLE : end : STRIPE_WORDS], words[start + COUNT : end : STRIPE_WORDS]
-        return sum(count for table, count in zip(tables, counts, strict=True) if table >> 16 == self.epoch)
+        return sum(self.segment.words[self.counts])
 
-    def insert(self, stripe: int, hash_: int, value: bytes) -> Record:
-        """Append a record for a value that `find` missed under this same hold of the stripe's lock, after `recover`.
+    def find_or_insert(self, stripe: int, items: Sequence[Item], room: int) -> list[int]:
+        """The arena offsets of values that `find` missed, inserting those that are missing still.
 
-        Raises PoolFullError, with nothing changed, where the stripe, the arena or the host's memory has no room.
+        Ends early, with fewer offsets than items, at the first that would be insert number `room` + 1.
+
+        For who holds the stripe's lock and has run `recover`. Raises PoolFullError where the stripe, the arena or the host's
+        memory has no room; the items before are inserted then, and nothing else is changed.
+        """
+        words, data = self.segment.words, self.segment.data
+        row = self._stripes_word + stripe * STRIPE_WORDS
+        count = words[row + COUNT]
+        chunk, used = self._current_chunk(stripe, row)
+        table = self._current(stripe)
+        offsets = []
+        try:
+            for hash_, value, miss in items:
+                index = self._confirm(table, miss, hash_, value)
+                if index < 0:
+                    offsets.append(~index)
+                    continue
+                if room <= 0:
+                    break
+                room -= 1
+                if must_grow(count, 1 << table.bits):
+                    table = self._grow(stripe, table, count)
+                    index = self._free_slot(table, hash_)
+                size = RECORD_SIZE + len(value) + 7 & -8
+                if used + size > self._chunk_size:
+                    chunk, used = self._grow_lock.run(self._take_chunk, stripe), 0
+                offset = chunk * self._chunk_size + used
+                words[row + INTENT] = INTENT_INSERT << INTENT_SHIFT | offset
+                write_record(words, data, self._arena_offset + offset, hash_, value, count)
+                words[table.word + index] = make_slot(hash_, offset)  # commits
+                used += size
+                words[self._chunks_word + chunk] += size << CHUNK_USED_SHIFT
+                count += 1
+                words[row + COUNT] = count
+                self.inserts += 1
+                offsets.append(offset)
+        except PoolFullError:
+            words[row + INTENT] = 0  # the last insert was whole
+            raise
+        words[row + INTENT] = 0
+        return offsets
+
+    def _confirm(self, table: Table, miss: int, hash_: int, value: bytes) -> int:
+        """Whether a miss of `find` still holds, under the stripe's lock: the index of the free slot for it, or ~offset.
+
+        A slot that was free and still is spares the second search of nearly every insert. The table's size and region tell it
+        from its predecessors, because a table only ever grows while anyone is attached.
         """
         words = self.segment.words
-        row = self._stripes_word + stripe * STRIPE_WORDS
-        ordinal = words[row + COUNT]
-        table = self._make_room(stripe, ordinal)
-        size = record_size(len(value))
-        offset, chunk, used = self._reserve(stripe, size)
-        slot = find_free(words, table.word, (1 << table.bits) - 1, hash_)
-        if slot == MISSING:
-            raise self._corrupt(f"stripe {stripe}: no free slot in a table that should have room for {ordinal + 1}")
-        words[row + INTENT] = INTENT_INSERT << INTENT_SHIFT | offset
-        write_record(self.segment, offset, hash_, value, ordinal)
-        words[table.word + slot] = make_slot(hash_, offset)  # commits
-        words[chunk_word(self.segment, chunk)] = make_chunk(used + size, stripe, self.epoch)
-        words[row + COUNT] = ordinal + 1
-        words[row + INTENT] = 0
-        return Record(offset, hash_, len(value), 0, ordinal, live=True)
+        index = ~miss & _MISS_INDEX_MASK
+        if table.state & 0xFFFF == ~miss >> _MISS_STATE_SHIFT and not index >> table.bits and not words[table.word + index]:
+            return index
+        limit = words[ARENA_LIMIT_WORD] & LOW_40
+        found = find(
+            words, self.segment.data, table.word, (1 << table.bits) - 1, self._arena_offset, limit, hash_, value
+        )
+        return ~found if found >= 0 else self._free_slot(table, hash_)
 
-    def _make_room(self, stripe: int, count: int) -> Table:
-        if count >= self.geometry.stripe_capacity:
+    def _free_slot(self, table: Table, hash_: int) -> int:
+        index = find_slot(self.segment.words, table.word, (1 << table.bits) - 1, 0, hash_)
+        if index is None:
+            raise self._corrupt("a table that should have room has no free slot")
+        return index
+
+    def _grow(self, stripe: int, table: Table, count: int) -> Table:
+        """Double the table of `count` records.
+
+        Needs no intent: until its word is published, the new table is memory that nobody reads. The region belongs to this
+        stripe alone, so committing it needs no lock but the stripe's.
+        """
+        bits = table.bits + 1
+        if count >= self.geometry.stripe_capacity or bits > self.geometry.max_table_bits:
             raise PoolFullError(
                 f"pool {self.segment.pool_name!r}: stripe {stripe} holds {count} topics and takes no more. Nothing was changed. "
                 "Create the pool with a larger capacity."
             )
-        table = self._current(stripe)
-        return self._grow(stripe, table) if must_grow(count, 1 << table.bits) else table
-
-    def _grow(self, stripe: int, table: Table) -> Table:
-        """Double the table. Needs no intent: until its word is published, the new one is memory that nobody reads.
-
-        The region belongs to this stripe alone, so committing it needs no lock but the stripe's.
-        """
-        bits = table.bits + 1
-        if bits > self.geometry.max_table_bits:
-            raise self._corrupt(f"stripe {stripe}: its table is beyond the largest size")
         start = self.geometry.table_offset(stripe, 0, bits)
         self.segment.commit(start, WORD_SIZE << bits)
         slots = read_table(self.segment.words, table.word, 1 << table.bits)
@@ -211,23 +267,20 @@ class Stripes:
         self.segment.words[row + GROWTHS] += 1
         return self._current(stripe)
 
-    def _reserve(self, stripe: int, size: int) -> tuple[int, int, int]:
-        """Room for a record of `size` bytes: its offset, and the chunk with its used bytes."""
-        words = self.segment.words
-        current = words[self._stripes_word + stripe * STRIPE_WORDS + CHUNK]
-        if current:
-            chunk = current - 1
-            self._check_chunk(stripe, chunk)
-            used = read_chunk(self.segment, chunk, self.epoch).used
-            if used + size <= self.geometry.chunk_size:
-                return chunk * self.geometry.chunk_size + used, chunk, used
-        chunk = self._grow_lock.run(self._take_chunk, stripe)
-        return chunk * self.geometry.chunk_size, chunk, 0
+    def _current_chunk(self, stripe: int, row: int) -> tuple[int, int]:
+        """The chunk being filled and how much of it is used; a full one where there is none."""
+        current = self.segment.words[row + CHUNK]
+        return (current - 1, self._used_of(stripe, current - 1)) if current else (0, self._chunk_size)
 
-    def _check_chunk(self, stripe: int, chunk: int) -> None:
-        taken = (self.segment.words[ARENA_LIMIT_WORD] & LOW_40) // self.geometry.chunk_size
-        if chunk >= taken or read_chunk(self.segment, chunk, self.epoch).owner != stripe:
-            raise self._corrupt(f"stripe {stripe}: its chunk {chunk} is not its own")
+    def _used_of(self, stripe: int, chunk: int) -> int:
+        """How much of a chunk is used; raises PoolCorruptError unless the stripe owns it."""
+        words = self.segment.words
+        if chunk * self._chunk_size < words[ARENA_LIMIT_WORD] & LOW_40:
+            # Beyond an honest word's owner and epoch there is nothing left but the bytes used.
+            state = words[self._chunks_word + chunk] - (self.epoch << CHUNK_EPOCH_SHIFT | (stripe + 1))
+            if 0 <= state <= self._chunk_size << CHUNK_USED_SHIFT and not state & CHUNK_OWNER_MASK:
+                return int(state >> CHUNK_USED_SHIFT)
+        raise self._corrupt(f"stripe {stripe}: its chunk {chunk} is not its own")
 
     def _take_chunk(self, stripe: int) -> int:
         """Under the stripe's lock and the grow lock."""
@@ -240,11 +293,11 @@ class Stripes:
                 f"pool {self.segment.pool_name!r}: all {geometry.arena_size} bytes of its arena are taken. Nothing was changed. "
                 "Create the pool with a larger arena_size."
             )
-        self.segment.commit(chunk_word(self.segment, chunk) * WORD_SIZE, WORD_SIZE)
+        self.segment.commit((self._chunks_word + chunk) * WORD_SIZE, WORD_SIZE)
         self.segment.commit(geometry.arena_offset + limit, geometry.chunk_size)
         row = self._stripes_word + stripe * STRIPE_WORDS
         words[row + INTENT] = INTENT_TAKE_CHUNK << INTENT_SHIFT | chunk
-        words[chunk_word(self.segment, chunk)] = make_chunk(0, stripe, self.epoch)
+        words[self._chunks_word + chunk] = make_chunk(0, stripe, self.epoch)
         words[ARENA_LIMIT_WORD] = self.epoch << TAG_SHIFT | limit + geometry.chunk_size  # commits
         words[row + CHUNK] = chunk + 1
         words[row + INTENT] = 0
@@ -289,15 +342,15 @@ class Stripes:
         words = self.segment.words
         row = self._stripes_word + stripe * STRIPE_WORDS
         chunk = offset // self.geometry.chunk_size
-        self._check_chunk(stripe, chunk)
+        self._used_of(stripe, chunk)
         if offset % 8 or offset % self.geometry.chunk_size + RECORD_SIZE > self.geometry.chunk_size:
             raise self._corrupt(f"stripe {stripe}: its intent names arena offset {offset}, where no record can be")
         record = read_record(self.segment, offset)
-        if self._find_slot(self._current(stripe), record.hash, offset) == MISSING:
+        if not self._has_slot(self._current(stripe), record.hash, offset):
             erase_record(self.segment, offset)
             return False
         used = record.end - chunk * self.geometry.chunk_size
-        words[chunk_word(self.segment, chunk)] = make_chunk(used, stripe, self.epoch)
+        words[self._chunks_word + chunk] = make_chunk(used, stripe, self.epoch)
         words[row + COUNT] = record.ordinal + 1
         return True
 
