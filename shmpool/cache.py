@@ -1,8 +1,8 @@
 """The refs that a process remembers privately, each in a cell that counts its uses.
 
-Bounded, so that "one copy of each name per host" stays true but for this many, and emptied whole when full: a working set that
-fits never notices, and one that does not would defeat any order of eviction that a dict can keep for free. A ref is valid as long as
-the pool (or until a reset, which empties the cache), so no entry can outlive its truth.
+Bounded, so that "one copy of each name per host" stays true but for this many, and emptied whole when full: a working set
+that fits never notices, and one that does not would defeat any order of eviction that a dict can keep for free. A ref is
+valid as long as the pool (or until a reset, which empties the cache), so no entry can outlive its truth.
 """
 
 import itertools

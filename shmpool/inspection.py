@@ -194,7 +194,8 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
         yield Finding("two slots point at one record", where, anew)
     if any(int(slot) & 7 != OCCUPIED for slot in slots[slots != 0]):
         yield Finding("a slot's low bits are not what a slot has", where, anew)
-    if chunk and (chunk > stripes.limit() // geometry.chunk_size or read_chunk(segment, chunk - 1, stripes.epoch).owner != stripe):
+    taken_count = stripes.limit() // geometry.chunk_size
+    if chunk and (chunk > taken_count or read_chunk(segment, chunk - 1, stripes.epoch).owner != stripe):
         yield Finding(f"current chunk {chunk - 1} is not its own", where, anew)
 
     walked: set[int] = set()

@@ -296,6 +296,6 @@ def _pages(size: int) -> int:
     return -(-size // PAGE_SIZE) * PAGE_SIZE
 
 
-def _require(condition: bool, message: str) -> None:
+def _require(condition: object, message: str) -> None:
     if not condition:
         raise ValueError(message)

@@ -539,7 +539,10 @@ class Pool:
             self._check_open()
             return np.fromiter(map(next, cells), np.uint64, len(cells))  # type: ignore[arg-type]
         limit = self._max_value_size if insert else None
-        values = [self._check_value(value, limit) for value in values]
+        values = [self._check_value(value, limit) if type(value) is not bytes else value for value in values]
+        if limit is not None and max(map(len, values)) > limit:
+            self._check_value(max(values, key=len), limit)
+        self._check_open()
         found = self._find_many({value for value, cell in zip(values, cells, strict=True) if cell is None}, insert=insert)
         refs = np.fromiter(
             (found.get(value, 0) if cell is None else next(cell) for value, cell in zip(values, cells, strict=True)),
@@ -552,18 +555,20 @@ class Pool:
     def _find_many(self, values: set[bytes], *, insert: bool) -> dict[bytes, int]:
         """The refs of distinct values, those that are found or inserted; a stripe's lock is taken once for many of them."""
         found: dict[bytes, int] = {}
-        missing: dict[int, list[Item]] = {}
+        hash_value, stripe_count, origin = self._hash, self._stripe_count, self._origin
+        stripes: list[list[tuple[int, bytes]]] = [[] for _ in range(stripe_count)]
         for value in values:
-            hash_ = self._hash(value)
-            stripe = hash_ * self._stripe_count >> 64
-            offset = self._stripes.find(stripe, hash_, value)
-            if offset >= 0:
-                found[value] = self._origin + offset
-            else:
-                missing.setdefault(stripe, []).append((hash_, value, offset))
-        if insert:
-            for stripe, items in missing.items():
-                self._insert_many(stripe, items, found)
+            hash_ = hash_value(value)
+            stripes[hash_ * stripe_count >> 64].append((hash_, value))
+        for stripe, items in enumerate(stripes):
+            missing = []
+            for (hash_, value), offset in zip(items, self._stripes.find_many(stripe, items), strict=True):
+                if offset >= 0:
+                    found[value] = origin + offset
+                else:
+                    missing.append((hash_, value, offset))
+            if insert:
+                self._insert_many(stripe, missing, found)
         return found
 
     def _insert_many(self, stripe: int, items: list[Item], found: dict[bytes, int]) -> None:
