@@ -9,7 +9,8 @@ General layout. A module imports only from groups above its own:
     header       the segment's constants, encoded, verified  each is tested alone.
     segment      the shared memory itself
     lock         byte locks and turnstiles
-    attachment   process rows, counters, liveness, fork
+    ledger       what each process has counted
+    attachment   process rows, liveness, fork
     table        slots: find, build
     arena        records: write, read, walk
     cache        refs a process remembers, and their uses

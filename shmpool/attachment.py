@@ -1,11 +1,8 @@
-"""Process rows: who is attached, what each has counted, and what fork does to both.
+"""Process rows: who is attached, and what fork does about it.
 
 Guarantees:
 - A process is attached exactly as long as some description of it holds its row's byte. Pids are stored for people only: they
   repeat, and collide across containers.
-- A row's words have one writer, so counting takes no lock. Readers add up the rows and the totals.
-- A departed process's row is added to the totals exactly once, whoever dies while doing it: every step of `fold` is a
-  redo that one store of the fold word commits, and the gate's holder finishes what a dead one began.
 - A forked child has a row of its own from its first instruction, or finds the pool closed; it never shares its parent's.
 
 This code assumes that Python's fork hooks run; a fork made inside C code bypasses them and must not use the pool.
@@ -18,42 +15,17 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shmpool.errors import PoolError, PoolFullError
-from shmpool.layout import (
-    ATTACHED,
-    COUNTERS,
-    EPOCH_WORD,
-    FIRST_COUNTER,
-    FOLD_WORD,
-    LEDGER,
-    LOW_40,
-    PAGE_SIZE,
-    PID,
-    PROCESS_BYTES,
-    PROCESS_WORDS,
-    START_TIME,
-    TAG_SHIFT,
-    WORD_SIZE,
-)
+from shmpool.layout import ATTACHED, PID, PROCESS_BYTES, START_TIME, WORD_SIZE
+from shmpool.ledger import Words, clear_stale_ledger, commit_ledger, finish_fold, fold, ledger_word, row_word
 from shmpool.lock import ByteLock, others_hold, try_lock, unlock
 from shmpool.segment import Segment, reopen
-
-Words = NDArray[np.uint64]
-
-# The fold word: a serial number << 40 | the step << 16 | the row being folded, plus 1 (0: nothing is). At an odd step
-# 2 * b + 1 the scratch page holds the sum that block b of the totals is to become. Block 0 is the counters, block b > 0 is
-# page b - 1 of the ledger.
-_FOLD_ROW: Final = 0xFFFF
-_FOLD_STEP_SHIFT: Final = 16
-_FOLD_STEP_MASK: Final = 0xFFFFFF
-_FOLD_SERIAL_SHIFT: Final = 40
-_SNAPSHOT_TRIES: Final = 1000
 
 
 class Attachment:
@@ -66,10 +38,11 @@ class Attachment:
         self.on_fork_in_child: Callable[[], None] = _nothing
         self.is_seated = True  # False in a forked child for whom there was no row
         self.serial = next(_serials)
-        self._settle(row)
+        self.settle(row)
         _attachments.add(self)
 
-    def _settle(self, row: int) -> None:
+    def settle(self, row: int) -> None:
+        """Move into a clean row whose byte this process holds: at the start, and in a forked child."""
         words = self.segment.words
         self.row = row
         self.row_word = row_word(self.segment, row)
@@ -104,10 +77,8 @@ class Attachment:
         Where the totals' ledger finds no memory the row stays as a killed process's would, for a later attach to fold.
         """
         _attachments.discard(self)
-        try:
+        with suppress(PoolFullError):
             fold(self.segment, self.row)
-        except PoolFullError:
-            pass
         unlock(self.segment.fd, PROCESS_BYTES + self.row)
 
 
@@ -149,149 +120,6 @@ def _take_clean_row(segment: Segment, fd: int) -> int | None:
 def is_live(segment: Segment, row: int, own_row: int) -> bool:
     """Whether a process holds the row."""
     return row == own_row or others_hold(segment.fd, PROCESS_BYTES + row)
-
-
-def row_word(segment: Segment, row: int) -> int:
-    """The word at which a process's row starts; row -1 is the totals."""
-    return segment.constants.geometry.totals_offset // WORD_SIZE + (row + 1) * PROCESS_WORDS
-
-
-def ledger_word(segment: Segment, row: int) -> int:
-    """The word at which the ledger of a row starts; row -1 is the totals."""
-    geometry = segment.constants.geometry
-    return (geometry.ledgers_offset + (row + 1) * geometry.ledger_size) // WORD_SIZE
-
-
-def ledger_size(segment: Segment, row: int) -> int:
-    """Bytes of a row's ledger that count: committed, and since the last reset."""
-    state = int(segment.words[row_word(segment, row) + LEDGER])
-    if state >> TAG_SHIFT != segment.words[EPOCH_WORD] >> TAG_SHIFT:
-        return 0
-    return min(state & LOW_40, segment.constants.geometry.ledger_size)
-
-
-def commit_ledger(segment: Segment, row: int, size: int) -> int:
-    """Commit a row's ledger to at least `size` bytes and publish how far; returns that. Raises PoolFullError."""
-    size = -(-size // PAGE_SIZE) * PAGE_SIZE
-    segment.commit(ledger_word(segment, row) * WORD_SIZE, size)
-    epoch = segment.words[EPOCH_WORD] >> TAG_SHIFT
-    segment.words[row_word(segment, row) + LEDGER] = epoch << TAG_SHIFT | size
-    return size
-
-
-def clear_stale_ledger(segment: Segment, row: int) -> int:
-    """Zero a row's ledger if it is from before the last reset; returns its committed bytes."""
-    place = row_word(segment, row) + LEDGER
-    epoch = segment.words[EPOCH_WORD] >> TAG_SHIFT
-    state = segment.words[place]
-    size = min(state & LOW_40, segment.constants.geometry.ledger_size)
-    if state >> TAG_SHIFT != epoch:
-        start = ledger_word(segment, row) * WORD_SIZE
-        segment.data[start : start + size] = bytes(size)
-        segment.words[place] = epoch << TAG_SHIFT | size
-    return int(size)
-
-
-def fold(segment: Segment, row: int) -> None:
-    """Add a row to the totals and clean it. For who holds the gate and the row's byte.
-
-    Raises PoolFullError, with nothing changed, where the totals' ledger finds no memory.
-    """
-    words = segment.words
-    if words[row_word(segment, row) + PID] == 0:
-        return
-    size = ledger_size(segment, row)
-    if clear_stale_ledger(segment, -1) < size:
-        commit_ledger(segment, -1, size)
-    serial = (words[FOLD_WORD] >> _FOLD_SERIAL_SHIFT) + 1 & 0xFFFFFF
-    words[FOLD_WORD] = serial << _FOLD_SERIAL_SHIFT | (row + 1)
-    finish_fold(segment)
-
-
-def finish_fold(segment: Segment) -> None:
-    """Carry on a fold from its last committed step to its end, if one was begun. For who holds the gate."""
-    words, data = segment.words, segment.data
-    state = words[FOLD_WORD]
-    if state & _FOLD_ROW == 0:
-        return
-    row = (state & _FOLD_ROW) - 1
-    serial = state >> _FOLD_SERIAL_SHIFT << _FOLD_SERIAL_SHIFT
-    step = state >> _FOLD_STEP_SHIFT & _FOLD_STEP_MASK
-    scratch = segment.constants.geometry.scratch_offset
-    while step < 2 * _block_count(segment, row):
-        total, source, size = _block(segment, -1, step // 2), _block(segment, row, step // 2), _block_size(step // 2)
-        if step % 2 == 0:
-            data[scratch : scratch + size] = (_words(segment, total, size) + _words(segment, source, size)).tobytes()
-        else:
-            data[total : total + size] = data[scratch : scratch + size]
-            data[source : source + size] = bytes(size)
-        step += 1
-        words[FOLD_WORD] = serial | step << _FOLD_STEP_SHIFT | (row + 1)
-    words[row_word(segment, row) + PID] = 0
-    words[FOLD_WORD] = serial
-
-
-def _block_count(segment: Segment, row: int) -> int:
-    return 1 + ledger_size(segment, row) // PAGE_SIZE
-
-
-def _block(segment: Segment, row: int, block: int) -> int:
-    if block == 0:
-        return (row_word(segment, row) + FIRST_COUNTER) * WORD_SIZE
-    return ledger_word(segment, row) * WORD_SIZE + (block - 1) * PAGE_SIZE
-
-
-def _block_size(block: int) -> int:
-    return PAGE_SIZE if block else len(COUNTERS) * WORD_SIZE
-
-
-def _words(segment: Segment, offset: int, size: int) -> Words:
-    return np.frombuffer(segment.data[offset : offset + size], np.uint64)
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """All rows at one instant: `counters[i]` of process row `i - 1` (0: the totals), shape (rows + 1, len(COUNTERS));
-    `uses[ordinal]` summed over all of them."""
-
-    counters: Words
-    uses: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
-
-
-def take_snapshot(segment: Segment, *, with_uses: bool) -> Snapshot:
-    """Read every row while others count and fold. A fold moves counts from one row to another, so it is re-read if one went on
-    meanwhile; one that a dead process left half done is read as its redo would finish it."""
-    for _ in range(_SNAPSHOT_TRIES):
-        before = segment.words[FOLD_WORD]
-        snapshot = _read_rows(segment, before, with_uses)
-        if segment.words[FOLD_WORD] == before:
-            break
-    return snapshot
-
-
-def _read_rows(segment: Segment, fold_state: int, with_uses: bool) -> Snapshot:
-    rows = range(-1, segment.constants.geometry.process_count)
-    folding = (fold_state & _FOLD_ROW) - 1
-    step = fold_state >> _FOLD_STEP_SHIFT & _FOLD_STEP_MASK
-    redo = step // 2 if folding >= 0 and step % 2 == 1 else None
-
-    def read(row: int, block: int) -> Words:
-        size = _block_size(block)
-        if block == redo and row == -1:
-            return _words(segment, segment.constants.geometry.scratch_offset, size)
-        if block == redo and row == folding:
-            return np.zeros(size // WORD_SIZE, np.uint64)
-        return _words(segment, _block(segment, row, block), size)
-
-    snapshot = Snapshot(np.stack([read(row, 0) for row in rows]))
-    if with_uses:
-        sizes = [ledger_size(segment, row) for row in rows]
-        snapshot.uses = np.zeros(max(sizes) // WORD_SIZE, np.uint64)
-        for row, size in zip(rows, sizes, strict=True):
-            for block in range(size // PAGE_SIZE):
-                start = block * PAGE_SIZE // WORD_SIZE
-                snapshot.uses[start : start + PAGE_SIZE // WORD_SIZE] += read(row, block + 1)
-    return snapshot
 
 
 def _start_time() -> int:
@@ -345,7 +173,7 @@ class _Fork:
         inherited, segment.fd = segment.fd, self.fd
         os.close(inherited)
         if self.row >= 0:
-            self.attachment._settle(self.row)
+            self.attachment.settle(self.row)
         else:
             self.attachment.is_seated = False
             _attachments.discard(self.attachment)

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from shmpool.arena import Chunk, Record, read_chunk, read_value, walk
-from shmpool.attachment import Snapshot, is_live, row_word, take_snapshot
+from shmpool.attachment import is_live
 from shmpool.layout import (
     ATTACHED,
     CHUNK,
@@ -25,6 +25,7 @@ from shmpool.layout import (
     WORD_SIZE,
     TopicRef,
 )
+from shmpool.ledger import Snapshot, row_word, take_snapshot
 from shmpool.segment import Segment
 from shmpool.stripe import Stripes
 from shmpool.table import find_slot, make_slot, read_table
