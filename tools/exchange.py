@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -143,15 +144,16 @@ class Exchange:
     async def hear_outside(self) -> None:
         """What the outside peer says: that it is ready, what it has sent, what it has heard."""
         assert self.outside.stdout is not None
-        async for line in lines_of(self.outside.stdout):
-            words = json.loads(line)
-            if "heard" in words:
-                self.outwards.heard(words["heard"])
-            elif "sent" in words:
-                self.inwards.sent = words["sent"] + 1
-            else:
-                self.ready = words["ready"]
-                self.became_ready.set()
+        async with aclosing(lines_of(self.outside.stdout)) as lines:
+            async for line in lines:
+                words = json.loads(line)
+                if "heard" in words:
+                    self.outwards.heard(words["heard"])
+                elif "sent" in words:
+                    self.inwards.sent = words["sent"] + 1
+                else:
+                    self.ready = words["ready"]
+                    self.became_ready.set()
         raise ExchangeError(f"the outside peer ended early ({await self.outside.wait()})")
 
     async def watch(self, direction: Direction) -> None:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,7 +124,7 @@ def say(words: dict[str, Any]) -> None:
     os.write(sys.stdout.fileno(), json.dumps(words).encode() + b"\n")
 
 
-async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
+async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncGenerator[bytes, None]:
     """The lines of a stream, without their ends."""
     data = b""
     async for more in stream:
@@ -133,9 +134,9 @@ async def lines_of(stream: trio.abc.ReceiveStream) -> AsyncIterator[bytes]:
 
 
 async def main() -> None:
-    lines = lines_of(trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())))
-    orders = Orders(**json.loads(await anext(lines)))
-    await OutsidePeer(orders).run(lines)
+    async with aclosing(lines_of(trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())))) as lines:
+        orders = Orders(**json.loads(await anext(lines)))
+        await OutsidePeer(orders).run(lines)
 
 
 if __name__ == "__main__":

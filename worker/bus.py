@@ -21,7 +21,7 @@ import socket
 import stat
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, TypeAlias
 
@@ -112,10 +112,15 @@ class Connection(Generic[K]):
             self._close()
             self._stream.socket.close()
 
-    async def __aiter__(self) -> AsyncIterator[Frame[K]]:
+    def __aiter__(self) -> Connection[K]:
         """Frames until the other end closes. Raises `BusProtocolError` for bytes that are no frame."""
-        while (frame := await self.receive()) is not None:
-            yield frame
+        return self
+
+    async def __anext__(self) -> Frame[K]:
+        frame = await self.receive()
+        if frame is None:
+            raise StopAsyncIteration
+        return frame
 
     async def receive(self) -> Frame[K] | None:
         """The next frame, or None when the other end has closed between two frames or vanished."""

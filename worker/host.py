@@ -16,10 +16,11 @@ Guarantees:
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Generic, TypeAlias
@@ -304,9 +305,10 @@ class Host(Generic[K]):
             address = Multiaddr(listen)
         except ValueError as error:
             raise HostError(f"{listen} is no multiaddr: {error}") from error
+        _check_port_is_free(address)
         async with self._host.run([address]):
             if not self._host.get_transport_addrs():
-                raise HostError(f"cannot listen on {listen}: is the port taken?")
+                raise HostError(f"cannot listen on {listen}")
             yield
 
     async def _heartbeats(self) -> None:
@@ -330,14 +332,15 @@ class _Pubsub(Pubsub):
         try:
             # A peer's SUBSCRIBEs may come before our own stream to it is open: the router knows it only from then on.
             await self.wait_for_peer(peer, timeout=REGISTRATION_DEADLINE_S)
-            async for data in _frames(stream, self.max_inbound_rpc_size):
-                rpc = rpc_pb2.RPC.FromString(data)
-                # py-libp2p puts its signed record on every RPC: verify it when it changes, not each time.
-                if rpc.senderRecord != record:
-                    if not maybe_consume_signed_record(rpc, self.host, peer):
-                        raise WireError("an invalid signed record of its addresses")
-                    record = rpc.senderRecord
-                await self._binding.handle_rpc(rpc, peer)
+            async with aclosing(_frames(stream, self.max_inbound_rpc_size)) as frames:
+                async for data in frames:
+                    rpc = rpc_pb2.RPC.FromString(data)
+                    # py-libp2p puts its signed record on every RPC: verify it when it changes, not each time.
+                    if rpc.senderRecord != record:
+                        if not maybe_consume_signed_record(rpc, self.host, peer):
+                            raise WireError("an invalid signed record of its addresses")
+                        record = rpc.senderRecord
+                    await self._binding.handle_rpc(rpc, peer)
         except (DecodeError, WireError) as error:
             self._binding.host.bad_frame(peer, error)
         except STREAM_ENDS as error:
@@ -412,7 +415,22 @@ class _RouterBinding(IPubsubRouter):
         self.host.apply(self.host.router.leave(topic.encode()))
 
 
-async def _frames(stream: INetStream, max_size: int) -> AsyncIterator[bytes]:
+def _check_port_is_free(address: Multiaddr) -> None:
+    """py-libp2p listens with SO_REUSEPORT: two hosts on one port would each get half of the connections, and not know."""
+    parts = dict(zip(str(address).split("/")[1::2], str(address).split("/")[2::2], strict=False))
+    ip, port = parts.get("ip4") or parts.get("ip6"), int(parts.get("tcp", 0))
+    if ip is None or not port:
+        return
+    family = socket.AF_INET if "ip4" in parts else socket.AF_INET6
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # passes over connections of before, not over listeners
+        try:
+            probe.bind((ip, port))
+        except OSError as error:
+            raise HostError(f"cannot listen on {address}: {error.strerror}") from error
+
+
+async def _frames(stream: INetStream, max_size: int) -> AsyncGenerator[bytes, None]:
     """The varint-prefixed frames of a stream until it ends. Raises `WireError` for one over `max_size`.
 
     Not py-libp2p's reader: that asks the stream for one byte at a time, each with its locks and its window accounting.
