@@ -37,7 +37,7 @@ from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerKind, PeerTable, peer_kind
 from worker.soundness import check_state
-from worker.stats import RouterStats
+from worker.stats import RouterSizes, RouterStats
 from worker.topics import K, Topics
 
 BACKOFF_CLEAN_TICKS = 15  # heartbeats between walks of the whole backoff table
@@ -238,9 +238,23 @@ class Router(Generic[K]):
         """Sorted peers subscribed to a topic, whether or not this host cares about it."""
         return self._peers.subscribers(topic)
 
+    def sizes(self) -> RouterSizes:
+        """Entries in each table, to watch that nothing grows without end."""
+        return RouterSizes(
+            peers=len(self._peers.peers),
+            topics=len(self._peers.by_topic),
+            unknown_topics=len(self._peers.unknown),
+            mesh_links=sum(map(len, self._mesh.mesh.values())),
+            fanout_links=sum(len(fanout.peers) for fanout in self._mesh.fanout.values()),
+            backoffs=len(self._mesh.backoff),
+            mcache=len(self._gossip.mcache),
+            seen=len(self._delivery.seen),
+            at_validation=self._delivery.pending_count,
+        )
+
     def check(self) -> list[str]:
         """What contradicts the invariants above, empty if nothing. For tests and inspection: reads all state."""
-        return check_state(self._topics, self._peers, self._mesh, self._delivery, self.params)
+        return check_state(self._topics, self._peers, self._mesh, self.sizes(), self.params)
 
     # ----
 

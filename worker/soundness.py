@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from worker.delivery import Delivery
 from worker.mesh import Mesh
 from worker.params import GossipSubParams
 from worker.peers import PeerTable
+from worker.stats import RouterSizes
 from worker.topics import K, Topics
 
 
 def check_state(
-    topics: Topics[K], peers: PeerTable[K], mesh: Mesh[K], delivery: Delivery[K], params: GossipSubParams
+    topics: Topics[K], peers: PeerTable[K], mesh: Mesh[K], sizes: RouterSizes, params: GossipSubParams
 ) -> list[str]:
     """One sentence for each contradiction; empty means sound."""
     findings = [*_check_peers(topics, peers, params), *_check_mesh(topics, peers, mesh)]
     for name, count, limit in (
-        ("backoffs", len(mesh.backoff), params.max_backoff_count),
-        ("messages at validation", delivery.pending_count, params.max_pending_validation_count),
-        ("seen ids", len(delivery.seen), params.max_seen_count),
+        ("backoffs", sizes.backoffs, params.max_backoff_count),
+        ("messages at validation", sizes.at_validation, params.max_pending_validation_count),
+        ("seen ids", sizes.seen, params.max_seen_count),
     ):
         if count > limit:
             findings.append(f"{count} {name}, the bound is {limit}")

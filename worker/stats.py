@@ -1,4 +1,4 @@
-"""What became of things, counted."""
+"""What became of things, counted, and how much the router holds."""
 
 from __future__ import annotations
 
@@ -21,3 +21,18 @@ class RouterStats:
     strangers: int = 0  # RPCs of peers not added
     refused_subscriptions: int = 0  # beyond max_subscriptions_per_peer
     undelivered: int = 0  # RPCs that the host reported as dropped on their way
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSizes:
+    """How many entries each table of the router holds now."""
+
+    peers: int
+    topics: int  # with a key, that a peer subscribes to
+    unknown_topics: int  # without, waiting as bytes
+    mesh_links: int
+    fanout_links: int
+    backoffs: int
+    mcache: int
+    seen: int
+    at_validation: int

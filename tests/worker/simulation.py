@@ -6,10 +6,11 @@ their key types, and in whichever process they ran. `python -m tests.worker.simu
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from random import Random
 from typing import Generic
@@ -45,7 +46,8 @@ class Simulation(Generic[K]):
     """`make_topics(number)` gives the topics of the router with that number; they may be shared."""
 
     def __init__(
-        self, seed: int, make_topics: Callable[[int], Topics[K]], *, count: int = 10, params: GossipSubParams = PARAMS
+        self, seed: int, make_topics: Callable[[int], Topics[K]], *, count: int = 10, params: GossipSubParams = PARAMS,
+        flood_publishers: Container[int] = (),
     ) -> None:
         self.trace: list[str] = []
         self.now = 0.0
@@ -58,7 +60,8 @@ class Simulation(Generic[K]):
         self.nodes: dict[PeerId, Node[K]] = {}
         for number, name in enumerate(names):
             router = Router(
-                make_topics(number), clock=lambda: self.now, rng=Random(f"{seed} {number}"), params=params,
+                make_topics(number), clock=lambda: self.now, rng=Random(f"{seed} {number}"),
+                params=dataclasses.replace(params, flood_publish=params.flood_publish or number in flood_publishers),
                 self_id=name, explicit_peers=(names[0], b"node-absent") if number == 1 else (),
             )
             self.nodes[name] = Node(name, router)
@@ -212,7 +215,7 @@ def storm(kind: str, seed: int) -> tuple[list[str], list[str]]:
 
 
 def _storm(seed: int, make_topics: Callable[[int], Topics[K]]) -> tuple[list[str], list[str]]:
-    simulation = Simulation(seed, make_topics)
+    simulation = Simulation(seed, make_topics, flood_publishers=range(5))
     run_storm(simulation, seed)
     return simulation.trace, simulation.findings()
 

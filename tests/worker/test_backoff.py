@@ -51,6 +51,16 @@ def test_ended_entries_are_forgotten_and_others_kept() -> None:
     assert table.remaining_s(TOPIC, b"q", 12.0) == 8.0
 
 
+def test_extending_in_a_full_table_loses_nothing() -> None:
+    table: BackoffTable[bytes] = BackoffTable(2, slack_s=0.0)
+    table.add(TOPIC, b"p", 10.0)
+    table.add(TOPIC, b"q", 10.0)
+
+    table.add(TOPIC, b"q", 20.0)
+
+    assert [table.remaining_s(TOPIC, peer, 0.0) for peer in (b"p", b"q")] == [10.0, 20.0]
+
+
 def test_full_table_loses_the_entry_made_longest_ago() -> None:
     table: BackoffTable[bytes] = BackoffTable(3, slack_s=0.0)
 

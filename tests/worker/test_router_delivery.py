@@ -87,9 +87,12 @@ def test_message_seen_before_ends_there_until_seen_ttl_is_over() -> None:
     assert delivered(late) == [a_message()]
 
 
-def test_message_on_a_topic_not_joined_is_dropped() -> None:
+@pytest.mark.parametrize("known", [False, True])
+def test_message_on_a_topic_not_joined_is_dropped(known: bool) -> None:
     bench = Harness()
     meshed(bench, b"p", b"q")
+    if known:
+        bench.topics.intern(OTHER_TOPIC)
 
     effects = bench.receive(b"p", a_message(topic=OTHER_TOPIC))
 
@@ -104,6 +107,19 @@ def test_message_left_behind_while_it_was_validated_goes_nowhere() -> None:
     bench.router.leave(TOPIC)
 
     assert bench.router.validated(validate.message_id, Verdict.ACCEPT) == []
+
+
+def test_message_ids_are_forgotten_after_seen_ttl() -> None:
+    bench = Harness()
+    meshed(bench, b"p")
+    bench.receive(b"p", *map(a_message, range(20)))
+    before = bench.router.sizes().seen
+
+    bench.now += 119
+    bench.tick()
+
+    assert before == 20
+    assert bench.router.sizes().seen == 0
 
 
 def test_own_message_that_comes_back_is_not_forwarded() -> None:

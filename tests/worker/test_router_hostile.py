@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from random import Random
 from typing import Any
 
@@ -76,7 +75,7 @@ events = st.one_of(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     st.lists(events, min_size=10, max_size=60), st.booleans(), st.sets(peers, max_size=2), st.integers(0, 2**32)
 )
@@ -85,7 +84,7 @@ def test_hostile_peers_never_raise_nor_break_the_invariants(
 ) -> None:
     attack = Attack(dataclasses.replace(LIMITS, flood_publish=flood_publish), explicit, seed)
     for peer in PEERS[:4]:
-        attack.event("add", peer, "/meshsub/1.1.0", False)
+        attack.event("add", peer, "/meshsub/1.1.0", peer == PEERS[0])
     attack.event("join", OURS[0])
 
     for event in script:
@@ -116,8 +115,8 @@ class Attack:
         for send in sends:
             assert send.peer in connected
             assert send.rpc != RPC(), "an empty RPC was sent"
-            said = Counter(link.topic for link in (*send.rpc.control.graft, *send.rpc.control.prune))
-            assert max(said.values(), default=0) <= 1, "a peer is grafted and pruned at once"
+            linked = [graft.topic for graft in send.rpc.control.graft] + [prune.topic for prune in send.rpc.control.prune]
+            assert len(linked) == len(set(linked)), "a peer is grafted and pruned at once"
             assert sum(len(ihave.message_ids) for ihave in send.rpc.control.ihave) <= LIMITS.max_ihave_length
             assert sum(len(iwant.message_ids) for iwant in send.rpc.control.iwant) <= LIMITS.max_ihave_length
         assert len({send.peer for send in sends}) == len(sends)
@@ -139,7 +138,7 @@ class Attack:
     def rpc(self, peer: bytes, rpc: RPC) -> list[Effect]:
         return self.router.handle_rpc(peer, rpc)
 
-    def add(self, peer: bytes, protocol: str, outbound: bool) -> list[Effect]:  # noqa: FBT001  drawn, not written
+    def add(self, peer: bytes, protocol: str, outbound: bool) -> list[Effect]:
         self.connected.add(peer)
         return self.router.add_peer(peer, protocol=protocol, outbound=outbound)
 

@@ -20,6 +20,7 @@ from tests.worker.harness import (
 )
 from worker.effects import Misbehaviour
 from worker.params import GossipSubParams
+from worker.router import BACKOFF_CLEAN_TICKS
 
 WITH_D_OUT = dataclasses.replace(PARAMS, D=4, D_low=3, D_high=5, D_out=2)
 
@@ -83,6 +84,17 @@ def test_leave_prunes_the_mesh_with_the_unsubscribe_backoff_and_announces_to_eve
     assert pruned(effects) == {b"p": 10}
     assert announced(effects) == {b"p": False, b"elsewhere": False}
     assert bench.router.joined() == []
+
+
+def test_prunes_of_a_leave_go_out_in_the_order_of_peers() -> None:
+    bench = Harness(dataclasses.replace(PARAMS, D_high=40), announce=False)
+    bench.router.join(TOPIC)
+    for peer in bench.add_many(40, TOPIC):
+        bench.rpc(peer, graft=[TOPIC])
+
+    effects = bench.router.leave(TOPIC)
+
+    assert list(sent(effects)) == [f"peer-{index:03}".encode() for index in range(40)]
 
 
 def test_leaving_a_topic_not_joined_says_nothing() -> None:
@@ -252,6 +264,20 @@ def test_reconnecting_does_not_escape_a_backoff() -> None:
     assert list(pruned(effects)) == [b"p"]
 
 
+def test_ended_backoffs_are_forgotten() -> None:
+    bench = Harness()
+    bench.router.join(TOPIC)
+    for peer in bench.add_many(5, TOPIC):
+        bench.rpc(peer, prune={TOPIC: 1})
+        bench.router.remove_peer(peer)
+    before = bench.router.sizes().backoffs
+
+    bench.tick(BACKOFF_CLEAN_TICKS + 1)
+
+    assert before == 5
+    assert bench.router.sizes().backoffs == 0
+
+
 def test_v1_0_peer_is_pruned_without_a_backoff() -> None:
     bench = Harness()
     bench.add(b"old", TOPIC, protocol="/meshsub/1.0.0")
@@ -290,17 +316,18 @@ def test_mesh_below_d_low_is_filled_to_d() -> None:
     assert len(bench.router.mesh_peers(TOPIC)) == PARAMS.D
 
 
-def test_mesh_between_d_low_and_d_high_is_left_alone() -> None:
+@pytest.mark.parametrize("size", range(PARAMS.D_low, PARAMS.D_high + 1))
+def test_mesh_from_d_low_to_d_high_is_left_alone(size: int) -> None:
     bench = Harness()
     bench.router.join(TOPIC)
-    bench.add_many(10, TOPIC)
-    for peer in (b"peer-000", b"peer-001"):
+    peers = bench.add_many(10, TOPIC)
+    for peer in peers[:size]:
         bench.rpc(peer, graft=[TOPIC])
 
     effects = bench.tick()
 
     assert effects == []
-    assert bench.router.mesh_peers(TOPIC) == [b"peer-000", b"peer-001"]
+    assert bench.router.mesh_peers(TOPIC) == peers[:size]
 
 
 def test_mesh_above_d_high_is_pruned_to_d_and_both_sides_back_off() -> None:
@@ -505,6 +532,17 @@ def test_undelivered_rpc_to_a_peer_that_left_is_forgotten() -> None:
     bench.router.remove_peer(b"p")
 
     bench.router.undelivered(b"p", lost)
+
+    assert bench.tick() == []
+
+
+def test_undelivered_rpc_is_forgotten_with_its_peer() -> None:
+    bench = Harness()
+    bench.add(b"p", TOPIC)
+    bench.router.undelivered(b"p", sent(bench.router.join(TOPIC))[b"p"])
+
+    bench.router.remove_peer(b"p")
+    bench.router.add_peer(b"p")
 
     assert bench.tick() == []
 

@@ -74,7 +74,6 @@ def test_gossip_brings_what_the_mesh_lost(seed: int) -> None:
     assert found == others
 
 
-
 def test_meshes_are_mutual_and_within_their_degrees(seed: int) -> None:
     simulation = connected(seed)
 

@@ -180,6 +180,17 @@ def test_subscribing_again_costs_nothing_and_unsubscribing_makes_room() -> None:
     assert bench.router.topic_peers(TOPIC) == [b"p"]
 
 
+def test_topic_interned_by_another_process_meanwhile_is_one_subscription_still() -> None:
+    bench = Harness(dataclasses.replace(PARAMS, max_subscriptions_per_peer=2))
+    bench.add(b"p", TOPIC)
+    bench.topics.intern(TOPIC)
+
+    effects = bench.rpc(b"p", subscribe=[TOPIC, OTHER_TOPIC])
+
+    assert misbehaviours(effects) == []
+    assert bench.router.topic_peers(OTHER_TOPIC) == [b"p"]
+
+
 # Bounds on one RPC
 
 
