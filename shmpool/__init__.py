@@ -18,6 +18,7 @@ General layout. A module imports only from groups above its own:
     stripe       table + arena + intents: insert, recover    Composition.
     inspection   stats, top, check
     lifetime     create, join, leave, remove, reset
+    store        the above, from values to refs and back
 
     pool         Pool                                        The surface.
 

@@ -10,6 +10,7 @@ Guarantees:
 import atexit
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from multiprocessing import util
 from operator import index
 from threading import RLock
@@ -17,51 +18,25 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from shmpool import lifetime
-from shmpool.arena import read_record, read_value, record_size
-from shmpool.attachment import Attachment
 from shmpool.cache import MISS, Cache
 from shmpool.errors import (
     PoolBusyError,
     PoolClosedError,
-    PoolCorruptError,
     PoolError,
     PoolExistsError,
     PoolFullError,
     PoolNotFoundError,
-    StaleRefError,
 )
-from shmpool.hashing import make_hasher
-from shmpool.inspection import (
-    Finding,
-    PoolStats,
-    TopicCount,
-    check_chunks,
-    check_stripe,
-    count_topics,
-    read_stats,
-)
-from shmpool.layout import (
-    EPOCH_WORD,
-    FIRST_COUNTER,
-    GROW_BYTE,
-    LOW_40,
-    MISSES,
-    STRIPE_BYTES,
-    TopicRef,
-)
+from shmpool.inspection import Finding, PoolStats, TopicCount, count_topics, read_stats
+from shmpool.layout import TopicRef
 from shmpool.lifetime import Seat
-from shmpool.lock import ByteLock, StripeLock, close_semaphores
-from shmpool.stripe import Item, Stripes
-
-Refs = NDArray[np.uint64]
+from shmpool.store import Refs, Store
 
 DEFAULT_CACHE_SIZE: Final = 4096
 _RACE_TRIES: Final = 100
 _FLUSH_EVERY: Final = 256  # a flush costs up to 0.3 ms with a full cache, so this is about 1 us each
-_BATCH: Final = 256  # inserts under one hold of a lock, so that a batch makes nobody wait long
 
 
 class Pool:
@@ -151,33 +126,18 @@ class Pool:
 
     def __init__(self, seat: Seat, cache_size: int) -> None:
         """Not for users: see `create`, `attach` and `open`."""
-        segment = seat.segment
-        self.name = segment.pool_name
-        self.constants = segment.constants
-        self._seat = seat
-        self._segment = segment
-        grow_lock = ByteLock(segment, GROW_BYTE, f"pool {self.name!r}, growth")
-        self._locks = [
-            StripeLock(segment, STRIPE_BYTES + stripe, f"pool {self.name!r}, stripe {stripe}", semaphore)
-            for stripe, semaphore in enumerate(seat.semaphores)
-        ]
-        self._stripes = Stripes(segment, grow_lock)
-        self._attachment = Attachment(segment, seat.row, seat.gate)
-        self._attachment.locks = (*self._locks, grow_lock)
-        self._attachment.on_fork_in_child = _call_weakly(weakref.WeakMethod(self._after_fork))
-        self._hash = make_hasher(self.constants.hash_key)
-        self._stripe_count = self.constants.geometry.stripe_count
-        self._max_value_size = self.constants.geometry.max_value_size
+        self.name = seat.segment.pool_name
+        self.constants = seat.segment.constants
+        self._store = Store(seat, _call_weakly(weakref.WeakMethod(self._after_fork)))
         self._capacity = self.constants.geometry.capacity
-        self._insert_budget = self.constants.insert_budget
-        self._origin = int(segment.words[EPOCH_WORD] & LOW_40)
+        self._max_value_size = self.constants.geometry.max_value_size
         self._cache = Cache(cache_size)
         self._get = self._cache.get  # both stay the same for good: the cache only empties its dicts
         self._values = self._cache.values
+        self._unflushed = 0
         self._flushing = RLock()
+        self._is_flushing = False
         self._closed = ""
-        self._start_counting()
-        self._recover(self._stripes.unfinished())
         _pools.add(self)
 
     def close(self) -> None:
@@ -190,7 +150,7 @@ class Pool:
         self._drop_cache()
         self._closed = "is being closed"
         try:
-            self._seat.gate.run(lifetime.leave, self._attachment)
+            self._store.leave()
         except PoolBusyError:
             self._closed = ""
             raise
@@ -203,8 +163,7 @@ class Pool:
         self._closed = why
         _pools.discard(self)
         self._cache.clear()
-        close_semaphores(self._seat.semaphores)
-        self._segment.close()
+        self._store.release()
 
     def __enter__(self) -> Self:
         self._check_open()
@@ -239,7 +198,10 @@ class Pool:
         """
         # Hot path: next() of a cell gives the ref and counts the use (see Cache), at the price of a plain dict function
         # (tools/bench_intern.py). Nothing shared is written, no clock is read.
-        ref = next(self._get(value, MISS))
+        try:
+            ref = next(self._get(value, MISS))
+        except TypeError:
+            ref = self._refuse_type(value)
         if ref:
             return ref
         return self._intern(value, self._capacity)
@@ -249,7 +211,10 @@ class Pool:
 
         Raises what `intern` does, and PoolFullError when only the reserve is left.
         """
-        ref = next(self._get(value, MISS))
+        try:
+            ref = next(self._get(value, MISS))
+        except TypeError:
+            ref = self._refuse_type(value)
         if ref:
             return ref
         return self._intern(value, self._capacity - self.constants.reserve)
@@ -259,18 +224,18 @@ class Pool:
 
         It may miss a value that another process is inserting at this instant. Raises TypeError for anything but bytes.
         """
-        ref = next(self._get(value, MISS))
+        try:
+            ref = next(self._get(value, MISS))
+        except TypeError:
+            ref = self._refuse_type(value)
         if ref:
             return ref
         value = self._check_value(value, None)
-        hash_ = self._hash(value)
-        stripe = hash_ * self._stripe_count >> 64
-        offset = self._stripes.find(stripe, hash_, value)
-        if offset < 0:
-            self._misses += 1
-            self._segment.words[self._attachment.row_word + MISSES] = self._misses + self._stripes.inserts
-            return None
-        return self._remember(value, offset)
+        ref = self._store.lookup(value)
+        if ref:
+            self._remember(value, ref)
+            return ref
+        return None
 
     def resolve(self, ref: TopicRef) -> bytes:
         """The value of a ref.
@@ -283,7 +248,7 @@ class Pool:
         except (KeyError, TypeError):
             pass
         self._check_open()
-        value = self._read(index(ref))
+        value = self._store.resolve(index(ref))
         self._cache.add_value(ref, value)
         return value
 
@@ -296,13 +261,12 @@ class Pool:
     def __len__(self) -> int:
         """Topics in the pool, by all processes."""
         self._check_open()
-        return self._stripes.total()
+        return self._store.stripes.total()
 
     def __iter__(self) -> Iterator[tuple[TopicRef, bytes]]:
         """Each topic's ref and value, in no particular order; of those inserted meanwhile some, none or all."""
         self._check_open()
-        for record in self._stripes.records():
-            yield TopicRef(self._origin + record.offset), read_value(self._segment, record)
+        yield from self._store.items()
 
     def for_each(self, callback: Callable[[TopicRef, bytes], object]) -> None:
         """Call `callback(ref, value)` for each topic, as iteration would give them."""
@@ -317,11 +281,11 @@ class Pool:
         Raises what `intern` does. The types and sizes of all are checked before anything changes; where memory or a bound
         ends in the middle, what was inserted before stays.
         """
-        return self._refs_of(list(values), insert=True)
+        return self._refs_of(list(values), self._capacity)
 
     def lookup_many(self, values: Iterable[bytes]) -> Refs:
         """The refs of n values, shape (n,), 0 for those not in the pool. Otherwise as `lookup`."""
-        return self._refs_of(list(values), insert=False)
+        return self._refs_of(list(values), None)
 
     def resolve_many(self, refs: "Refs | Iterable[TopicRef]") -> list[bytes]:
         """The values of n refs. Raises what `resolve` does."""
@@ -332,7 +296,7 @@ class Pool:
     def stats(self) -> PoolStats:
         """What the pool holds and what its processes have counted, after a flush of this one's counters."""
         self.flush()
-        return read_stats(self._stripes, self._attachment.row)
+        return read_stats(self._store.stripes, self._store.attachment.row)
 
     def top(self, k: int, by: str = "uses") -> list[TopicCount]:
         """The k topics most often interned or looked up, by all processes, most used first. About 2 us for each topic held.
@@ -342,26 +306,12 @@ class Pool:
         if by != "uses":
             raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; this pool never evicts and counts only 'uses'")
         self.flush()
-        return count_topics(self._stripes, k, self._origin)
+        return count_topics(self._store.stripes, k, self._store.origin)
 
     def check(self) -> list[Finding]:
         """Everything in the segment that contradicts something else; empty means sound. Locks one stripe at a time."""
         self._check_open()
-        findings = [
-            finding
-            for stripe, lock in enumerate(self._locks)
-            for finding in lock.run(self._recover_and, check_stripe, stripe, self._hash)
-        ]
-        return findings + check_chunks(self._stripes)
-
-    def _recover_and(
-        self, body: Callable[[Stripes, int, Callable[[bytes], int]], list[Finding]], stripe: int, hash_: Callable[[bytes], int]
-    ) -> list[Finding]:
-        try:
-            self._stripes.recover(stripe)
-        except PoolCorruptError as error:
-            return [Finding(str(error), f"stripe {stripe}", "Make the pool anew.")]
-        return body(self._stripes, stripe, hash_)
+        return self._store.check()
 
     def flush(self) -> None:
         """Publish this process's counters: hits, misses, waits, and uses of each topic.
@@ -372,28 +322,18 @@ class Pool:
         """
         self._check_open()
         with self._flushing:
-            self._unflushed = 0
-            refs, uses, lefts = self._cache.pending()
+            if self._is_flushing:
+                return  # a signal handler's or finalizer's, inside another
+            self._is_flushing = True
             try:
-                self._count_uses(refs, uses)
-            except PoolFullError:
-                pass  # they stay in their cells until there is memory for the ledger
-            else:
-                self._cache.settle(lefts)
-                self._uses += int(uses.sum())
-            counts = (
-                max(self._uses - self._stripes.inserts, 0),
-                self._misses + self._stripes.inserts,
-                self._stripes.inserts,
-                sum(lock.waits for lock in self._locks),
-                sum(lock.takeovers for lock in self._locks),
-                self._stripes.rollbacks,
-                self._stripes.rollforwards,
-                self._dropped,
-            )
-            start = self._attachment.row_word + FIRST_COUNTER
-            for counter, count in enumerate(counts):
-                self._segment.words[start + counter] = count
+                self._unflushed = 0
+                refs, uses, lefts = self._cache.pending()
+                with suppress(PoolFullError):  # they stay in their cells until there is memory for the ledger
+                    self._store.count_uses(refs, uses)
+                    self._cache.settle(lefts)
+                self._store.publish_counters()
+            finally:
+                self._is_flushing = False
 
     def reset(self) -> None:
         """Drop every topic at once. Refs from before raise StaleRefError from then on.
@@ -401,70 +341,24 @@ class Pool:
         Raises PoolBusyError while another process (or another Pool of this one) is attached.
         """
         self._drop_cache()
-        self._seat.gate.run(self._lock_all_and_reset, 0)
-
-    def _recover(self, stripes: list[int]) -> None:
-        for stripe in stripes:
-            self._locks[stripe].run(self._stripes.recover, stripe)
-
-    def _lock_all_and_reset(self, stripe: int) -> None:
-        if stripe < len(self._locks):
-            self._locks[stripe].run(self._lock_all_and_reset, stripe + 1)
-            return
         try:
-            lifetime.reset(self._attachment)
+            self._store.reset()
         finally:
-            # Whether or not it was interrupted, the segment tells what holds now.
-            self._stripes.refresh()
-            for unfinished in self._stripes.unfinished():
-                self._stripes.recover(unfinished)
-            self._origin = int(self._segment.words[EPOCH_WORD] & LOW_40)
             self._cache.clear()
 
     # ---- the slow path
 
     def _intern(self, value: bytes, capacity: int) -> TopicRef:
         value = self._check_value(value, self._max_value_size)
-        hash_ = self._hash(value)
-        stripe = hash_ * self._stripe_count >> 64
-        offset = self._stripes.find(stripe, hash_, value)
-        if offset < 0:
-            offset = self._insert(stripe, [(hash_, value, offset)], capacity)[0]
-        return self._remember(value, offset)
-
-    def _insert(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
-        """Arena offsets of values that were missed, found or inserted under the stripe's lock."""
-        offsets = self._locks[stripe].run(self._find_or_insert, stripe, items, capacity)
-        if len(offsets) < len(items):
-            self._refuse_insert(capacity)
-        return offsets
-
-    def _find_or_insert(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
-        stripes = self._stripes
-        stripes.recover(stripe)
-        # Inserts under different stripes' locks do not see each other: together they may pass capacity by as many.
-        room = capacity - stripes.total()
-        budget = self._insert_budget - stripes.inserts
-        return stripes.find_or_insert(stripe, items, min(budget, room))
-
-    def _refuse_insert(self, capacity: int) -> NoReturn:
-        if self._stripes.inserts >= self._insert_budget:
-            raise PoolFullError(
-                f"pool {self.name!r}: this process has made all the {self._insert_budget} inserts of its budget. "
-                "Nothing was changed. Find out why it makes so many names, or create the pool with a larger insert_budget."
-            )
-        raise PoolFullError(
-            f"pool {self.name!r}: holds {self._stripes.total()} topics, and may hold {capacity} of this kind (capacity "
-            f"{self._capacity}, reserve {self.constants.reserve}). Nothing was changed and every topic in it stays usable. "
-            "Create the pool with a larger capacity."
-        )
+        ref = self._store.intern(value, capacity)
+        self._remember(value, ref)
+        return ref
 
     def _check_value(self, value: object, limit: int | None) -> bytes:
         self._check_open()
         if type(value) is not bytes:
             if not isinstance(value, bytes):
-                hint = "encode it first: value.encode()" if isinstance(value, str) else "convert it first: bytes(value)"
-                raise TypeError(f"pool {self.name!r}: values are bytes, not {type(value).__name__}; {hint}")
+                self._refuse_type(value)
             value = bytes(memoryview(value))  # of a subclass
         if limit is not None and len(value) > limit:
             raise ValueError(
@@ -473,135 +367,72 @@ class Pool:
             )
         return value
 
+    def _refuse_type(self, value: object) -> NoReturn:
+        hint = "encode it first: value.encode()" if isinstance(value, str) else "convert it first: bytes(value)"
+        raise TypeError(f"pool {self.name!r}: values are bytes, not {type(value).__name__}; {hint}") from None
+
     def _check_open(self) -> None:
         if self._closed:
             raise PoolClosedError(
                 f"pool {self.name!r} {self._closed} in this process; other processes are not affected. Attach again."
             )
 
-    def _remember(self, value: bytes, offset: int) -> TopicRef:
-        """Cache a ref that was found, count this use of it, and return it."""
+    def _remember(self, value: bytes, ref: TopicRef) -> None:
+        """Cache a ref and count this use of it."""
         if self._cache.is_full():
             self._drop_cache()
-        ref = TopicRef(self._origin + offset)
         self._cache.add(value, ref)
         self._unflushed += 1
         if self._unflushed >= _FLUSH_EVERY:
             self.flush()
-        return ref
-
-    def _start_counting(self) -> None:
-        self._cache.clear()
-        self._uses = self._misses = self._dropped = self._unflushed = 0
-        self._stripes.inserts = self._stripes.rollbacks = self._stripes.rollforwards = 0
-        for lock in self._locks:
-            lock.waits = lock.takeovers = 0
 
     def _drop_cache(self) -> None:
         with self._flushing:
             self.flush()
             dropped = self._cache.clear()
             if dropped:
-                self._dropped += dropped
+                self._store.uses_dropped += dropped
                 self.flush()
 
-    def _read(self, ref: int) -> bytes:
-        offset = ref - self._origin
-        limit = self._stripes.limit()
-        if not 0 <= offset < limit or offset % 8:
-            raise self._stale(ref)
-        record = read_record(self._segment, offset)
-        chunk_size = self.constants.geometry.chunk_size
-        if not record.live or record.generation or offset % chunk_size + record_size(record.size) > chunk_size:
-            raise self._stale(ref)
-        value = read_value(self._segment, record)
-        if not self._stripes.points_at(record):
-            raise self._stale(ref)
-        if self._hash(value) != record.hash:
-            raise PoolCorruptError(
-                f"pool {self.name!r}: the value of ref {ref} is damaged (its hash does not match). Nothing was changed. Run "
-                "Pool.check(), and make the pool anew."
-            )
-        return value
-
-    def _stale(self, ref: int) -> StaleRefError:
-        return StaleRefError(
-            f"pool {self.name!r}: {ref} is no ref of this pool: it is from another pool or from before a reset. Nothing was "
-            "changed; intern the value again."
-        )
-
-    def _refs_of(self, values: list[bytes], *, insert: bool) -> Refs:
+    def _refs_of(self, values: list[bytes], capacity: int | None) -> Refs:
+        """The refs of n values, shape (n,); without a capacity nothing is inserted and 0 stands for what is missing."""
         try:
             cells: list[Iterator[TopicRef] | None] = list(map(self._get, values))
         except TypeError:
             cells = [None] * len(values)  # something unhashable, which is not bytes: the check below names it
-        if None not in cells:
-            self._check_open()
-            return np.fromiter(map(next, cells), np.uint64, len(cells))  # type: ignore[arg-type]
-        limit = self._max_value_size if insert else None
-        values = [self._check_value(value, limit) if type(value) is not bytes else value for value in values]
-        if limit is not None and max(map(len, values)) > limit:
-            self._check_value(max(values, key=len), limit)
         self._check_open()
-        found = self._find_many({value for value, cell in zip(values, cells, strict=True) if cell is None}, insert=insert)
-        refs = np.fromiter(
+        if None not in cells:
+            return np.fromiter(map(next, cells), np.uint64, len(cells))  # type: ignore[arg-type]
+        values = [self._check_value(value, None) if type(value) is not bytes else value for value in values]
+        if capacity is not None:
+            self._check_value(max(values, key=len), self._max_value_size)
+        missed = [value for value, cell in zip(values, cells, strict=True) if cell is None]
+        found = self._store.find_many(dict.fromkeys(missed), capacity=capacity)
+        self._count_batch(np.fromiter((found.get(value, 0) for value in missed), np.uint64, len(missed)), capacity)
+        return np.fromiter(
             (found.get(value, 0) if cell is None else next(cell) for value, cell in zip(values, cells, strict=True)),
             np.uint64,
             len(values),
         )
-        self._count_batch(refs[[cell is None for cell in cells]], insert=insert)
-        return refs
 
-    def _find_many(self, values: set[bytes], *, insert: bool) -> dict[bytes, int]:
-        """The refs of distinct values, those that are found or inserted; a stripe's lock is taken once for many of them."""
-        found: dict[bytes, int] = {}
-        hash_value, stripe_count, origin = self._hash, self._stripe_count, self._origin
-        stripes: list[list[tuple[int, bytes]]] = [[] for _ in range(stripe_count)]
-        for value in values:
-            hash_ = hash_value(value)
-            stripes[hash_ * stripe_count >> 64].append((hash_, value))
-        for stripe, items in enumerate(stripes):
-            missing = []
-            for (hash_, value), offset in zip(items, self._stripes.find_many(stripe, items), strict=True):
-                if offset >= 0:
-                    found[value] = origin + offset
-                else:
-                    missing.append((hash_, value, offset))
-            if insert:
-                self._insert_many(stripe, missing, found)
-        return found
-
-    def _insert_many(self, stripe: int, items: list[Item], found: dict[bytes, int]) -> None:
-        start = 0
-        while start < len(items):
-            # Far from capacity many at a time, so few that even if every stripe's holder does so none passes it.
-            far = self._stripes.total() + self._stripe_count * _BATCH < self._capacity
-            part = items[start : start + (_BATCH if far else 1)]
-            offsets = self._insert(stripe, part, self._capacity)
-            for (_, value, _), offset in zip(part, offsets, strict=True):
-                found[value] = self._origin + offset
-            start += len(part)
-
-    def _count_batch(self, refs: Refs, *, insert: bool) -> None:
+    def _count_batch(self, refs: Refs, capacity: int | None) -> None:
         """Count uses that went past the cache: `refs`, shape (n,), 0 for a miss."""
         hits = refs[refs != 0]
-        if not insert:
-            self._misses += len(refs) - len(hits)
+        if capacity is None:
+            self._store.misses += len(refs) - len(hits)
         try:
-            self._count_uses(hits, np.ones(len(hits), np.uint64))
+            self._store.count_uses(hits, np.ones(len(hits), np.uint64))
         except PoolFullError:
-            self._dropped += len(hits)
-        self._uses += len(hits)
+            self._store.uses_dropped += len(hits)
         self.flush()
-
-    def _count_uses(self, refs: Refs, uses: NDArray[np.uint64]) -> None:
-        self._attachment.count_uses(self._stripes.columns(refs - np.uint64(self._origin)), uses)
 
     def _after_fork(self) -> None:
         """In a forked child: nothing counted or remembered yet, and no row at all if none could be had."""
-        self._start_counting()
+        self._cache.clear()
+        self._store.start_counting()
         self._flushing = RLock()
-        if not self._attachment.is_seated:
+        self._is_flushing = False
+        if not self._store.attachment.is_seated:
             self._release("was forked inside one of its own operations, or found no free row, and is closed")
 
 
