@@ -14,12 +14,12 @@ This module alone imports posix_ipc.
 """
 
 import errno
-import fcntl
 import os
 import signal
 import struct
 import threading
 from collections.abc import Callable
+from fcntl import F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_UNLCK, F_WRLCK, fcntl
 from threading import get_ident
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
@@ -53,8 +53,8 @@ class ByteLock:
 
     def __init__(self, file: Described, byte: int, what: str) -> None:
         self._file = file
-        self._lock = _flock(fcntl.F_WRLCK, byte)
-        self._unlock = _flock(fcntl.F_UNLCK, byte)
+        self._lock = _flock(F_WRLCK, byte)
+        self._unlock = _flock(F_UNLCK, byte)
         self._mutex = threading.Lock()
         self._owner = 0
         self.what = what
@@ -65,11 +65,11 @@ class ByteLock:
         with self._mutex:
             try:
                 self._owner = get_ident()
-                fcntl.fcntl(self._file.fd, fcntl.F_OFD_SETLKW, self._lock)
+                fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
                 return body(*args)
             finally:
                 self._owner = 0
-                fcntl.fcntl(self._file.fd, fcntl.F_OFD_SETLK, self._unlock)
+                fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
 
     def _refuse_reentry(self) -> None:
         if self._owner == get_ident():
@@ -89,76 +89,77 @@ class ByteLock:
 class StripeLock(ByteLock):
     """A byte lock behind a semaphore turnstile. `waits` and `takeovers` count this process's since it started counting."""
 
-    __slots__ = ("_semaphore", "takeovers", "waits")
+    __slots__ = ("_acquire", "_semaphore", "takeovers", "waits")
 
     def __init__(self, file: Described, byte: int, what: str, semaphore: posix_ipc.Semaphore) -> None:
         super().__init__(file, byte, what)
         self._semaphore = semaphore
+        self._acquire = semaphore.acquire
         self.waits = 0
         self.takeovers = 0
 
     def run(self, body: Callable[[*Ts], T], /, *args: *Ts) -> T:
-        # About 2.5 us of an uncontended insert. The shape of the `try` is what interrupts demand: an exception can
-        # arrive after any call returns, so the token must be stored by the same C call that takes it (extend over map),
-        # inside the `try`, and every step of giving back is in a `finally` of its own. `t = acquire()` before the `try`
-        # lost the token in 61 % of interrupts that hit there.
+        # About 2 us of an uncontended insert. The shape of the `try` is what interrupts demand: an exception can arrive
+        # after any call returns, so the token must be stored by the same C call that takes it (extend over map), inside
+        # the `try`, and every step of giving back is in a `finally` of its own. `t = acquire()` before the `try` lost the
+        # token in 61 % of interrupts that hit there.
         if self._owner == get_ident():
             self._refuse_reentry()
         with self._mutex:
             admitted: list[object] = []
             try:
                 self._owner = get_ident()
-                self._enter(admitted)
+                try:
+                    admitted.extend(map(self._acquire, _NO_WAIT))
+                except posix_ipc.BusyError:
+                    self._wait(admitted)
+                else:
+                    fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
                 return body(*args)
             finally:
                 self._owner = 0
                 try:
-                    fcntl.fcntl(self._file.fd, fcntl.F_OFD_SETLK, self._unlock)
+                    fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
                 finally:
                     # Posting only at 0 also drains the surplus tokens that takeovers leave.
                     if admitted and self._semaphore.value == 0:
                         self._semaphore.release()
 
-    def _enter(self, admitted: list[object]) -> None:
-        semaphore = self._semaphore
-        try:
-            admitted.extend(map(semaphore.acquire, _NO_WAIT))
-        except posix_ipc.BusyError:
-            self.waits += 1
-            if self._wait(admitted):
-                return
-        fcntl.fcntl(self._file.fd, fcntl.F_OFD_SETLKW, self._lock)
-
-    def _wait(self, admitted: list[object]) -> bool:
-        """Wait for a token (False: the byte is still to be locked) or for a dead holder's byte (True: taken over)."""
+    def _wait(self, admitted: list[object]) -> None:
+        """Wait for a token and then the byte, or for the byte of a holder that was killed."""
+        self.waits += 1
         while True:
-            # posix_ipc does not resume an interrupted wait, and a timer that interrupts and restarts it more often than
-            # every TURNSTILE_S would disable takeover: so no handler runs during the wait.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            if self._wait_for_token(admitted):
+                fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
+                return
             try:
-                signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
-                admitted.extend(map(self._semaphore.acquire, _TIMED))
-            except posix_ipc.BusyError:
-                pass
-            else:
-                return False
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            try:
-                fcntl.fcntl(self._file.fd, fcntl.F_OFD_SETLK, self._lock)
+                fcntl(self._file.fd, F_OFD_SETLK, self._lock)
             except OSError as error:
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
                     raise
                 continue  # a live holder
             self.takeovers += 1
-            admitted.append(None)  # in the token's stead: the holder that was killed took it along
-            return True
+            admitted.append(None)  # in the token's stead: the killed holder took it along
+            return
+
+    def _wait_for_token(self, admitted: list[object]) -> bool:
+        # posix_ipc does not resume an interrupted wait, and a timer that interrupts and restarts it more often than every
+        # TURNSTILE_S would disable takeover: so no handler runs during the wait.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+            admitted.extend(map(self._acquire, _TIMED))
+        except posix_ipc.BusyError:
+            return False
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return True
 
 
 def try_lock(fd: int, byte: int) -> bool:
     """Lock a byte on the description behind `fd` without waiting; False if another description has it."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_WRLCK, byte))
+        fcntl(fd, F_OFD_SETLK, _flock(F_WRLCK, byte))
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             raise
@@ -168,13 +169,13 @@ def try_lock(fd: int, byte: int) -> bool:
 
 def unlock(fd: int, byte: int) -> None:
     """Unlock a byte; one that is not locked is no error."""
-    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _flock(fcntl.F_UNLCK, byte))
+    fcntl(fd, F_OFD_SETLK, _flock(F_UNLCK, byte))
 
 
 def others_hold(fd: int, first_byte: int, count: int = 1) -> bool:
     """Whether any other description has a lock on some of `count` bytes (a description's own locks do not show)."""
-    answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, first_byte, count))
-    return int(struct.unpack_from("h", answer)[0]) != fcntl.F_UNLCK
+    answer = fcntl(fd, F_OFD_GETLK, _flock(F_WRLCK, first_byte, count))
+    return int(struct.unpack_from("h", answer)[0]) != F_UNLCK
 
 
 def _flock(kind: int, first_byte: int, count: int = 1) -> bytes:

@@ -230,7 +230,8 @@ class Pool:
             ref = self._refuse_type(value)
         if ref:
             return ref
-        value = self._check_value(value, None)
+        if self._closed or type(value) is not bytes:
+            value = self._check_value(value, None)
         ref = self._store.lookup(value)
         if ref:
             self._remember(value, ref)
@@ -349,7 +350,8 @@ class Pool:
     # ---- the slow path
 
     def _intern(self, value: bytes, capacity: int) -> TopicRef:
-        value = self._check_value(value, self._max_value_size)
+        if self._closed or type(value) is not bytes or len(value) > self._max_value_size:
+            value = self._check_value(value, self._max_value_size)
         ref = self._store.intern(value, capacity)
         self._remember(value, ref)
         return ref
@@ -407,13 +409,14 @@ class Pool:
         if capacity is not None:
             self._check_value(max(values, key=len), self._max_value_size)
         missed = [value for value, cell in zip(values, cells, strict=True) if cell is None]
-        found = self._store.find_many(dict.fromkeys(missed), capacity=capacity)
-        self._count_batch(np.fromiter((found.get(value, 0) for value in missed), np.uint64, len(missed)), capacity)
-        return np.fromiter(
-            (found.get(value, 0) if cell is None else next(cell) for value, cell in zip(values, cells, strict=True)),
-            np.uint64,
-            len(values),
-        )
+        distinct = list(dict.fromkeys(missed))
+        found = self._store.find_many(distinct, capacity=capacity)
+        if len(distinct) < len(missed):
+            places = {value: place for place, value in enumerate(distinct)}
+            found = found[[places[value] for value in missed]]
+        self._count_batch(found, capacity)
+        rest = iter(found.tolist())
+        return np.fromiter((next(rest if cell is None else cell) for cell in cells), np.uint64, len(cells))
 
     def _count_batch(self, refs: Refs, capacity: int | None) -> None:
         """Count uses that went past the cache: `refs`, shape (n,), 0 for a miss."""

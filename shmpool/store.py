@@ -5,7 +5,7 @@ Guarantees:
 - Capacity is passed by at most stripe_count - 1 topics, and only by inserts that were under way at the same instant.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 
 import numpy as np
@@ -102,38 +102,39 @@ class Store:
             "stays usable. Create the pool with a larger capacity."
         )
 
-    def find_many(self, values: Iterable[bytes], *, capacity: int | None) -> dict[bytes, int]:
-        """The refs of distinct values: those that are found, and with a capacity, all of them, inserted where missing.
+    def find_many(self, values: list[bytes], *, capacity: int | None) -> Refs:
+        """The refs of n distinct values, shape (n,): 0 for those missing, or with a capacity, all, inserted where missing.
 
         Takes a stripe's lock once for up to BATCH inserts. Raises PoolFullError; what was inserted before stays.
         """
-        found: dict[bytes, int] = {}
-        hash_value, stripe_count, origin = self._hash, self._stripe_count, self.origin
+        hash_value, stripe_count = self._hash, self._stripe_count
+        places: list[list[int]] = [[] for _ in range(stripe_count)]
         groups: list[list[tuple[int, bytes]]] = [[] for _ in range(stripe_count)]
-        for value in values:
+        for place, value in enumerate(values):
             hash_ = hash_value(value)
-            groups[hash_ * stripe_count >> 64].append((hash_, value))
+            stripe = hash_ * stripe_count >> 64
+            places[stripe].append(place)
+            groups[stripe].append((hash_, value))
+        refs = np.zeros(len(values), np.uint64)
         for stripe, items in enumerate(groups):
-            missing = []
-            for (hash_, value), offset in zip(items, self.stripes.find_many(stripe, items), strict=True):
-                if offset >= 0:
-                    found[value] = origin + offset
-                else:
-                    missing.append((hash_, value, offset))
-            if capacity is not None:
-                self._insert_many(stripe, missing, capacity, found)
-        return found
+            offsets = np.array(self.stripes.find_many(stripe, items), np.int64)
+            missing = np.flatnonzero(offsets < 0).tolist()
+            if missing and capacity is not None:
+                misses = offsets[missing].tolist()
+                offsets[missing] = self._insert_many(
+                    stripe, [(*items[i], miss) for i, miss in zip(missing, misses, strict=True)], capacity
+                )
+            refs[places[stripe]] = np.where(offsets < 0, 0, offsets + self.origin)
+        return refs
 
-    def _insert_many(self, stripe: int, items: list[Item], capacity: int, found: dict[bytes, int]) -> None:
-        start = 0
-        while start < len(items):
+    def _insert_many(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
+        offsets: list[int] = []
+        while len(offsets) < len(items):
             # Far from capacity many at a time, so few that even if every stripe's holder does so they do not pass it.
             far = self.stripes.total() + self._stripe_count * BATCH < capacity
-            part = items[start : start + (BATCH if far else 1)]
-            offsets = self._insert(stripe, part, capacity)
-            for (_, value, _), offset in zip(part, offsets, strict=True):
-                found[value] = self.origin + offset
-            start += len(part)
+            start = len(offsets)
+            offsets += self._insert(stripe, items[start : start + (BATCH if far else 1)], capacity)
+        return offsets
 
     def resolve(self, ref: int) -> bytes:
         """The value of a ref. Raises StaleRefError for what is no ref of this pool, PoolCorruptError for a damaged value.

@@ -54,7 +54,7 @@ from shmpool.layout import (
 )
 from shmpool.lock import ByteLock
 from shmpool.segment import Segment
-from shmpool.table import build, find, find_slot, make_slot, must_grow, read_table
+from shmpool.table import build, ceiling, find, find_slot, make_slot, read_table
 
 _MISS_STATE_SHIFT: Final = 32
 _MISS_INDEX_MASK: Final = (1 << _MISS_STATE_SHIFT) - 1
@@ -65,14 +65,15 @@ Item = tuple[int, bytes, int]  # a value's hash, the value, and what `find` gave
 
 
 class Table(NamedTuple):
-    """Where a stripe's table is: `state` is the table word that said so."""
+    """Where a stripe's table is: `state` is the table word that said so, `ceiling` the records it holds before it must grow."""
 
     state: int
     word: int
     bits: int
+    ceiling: int
 
 
-_EMPTY: Final = Table(0, 0, -1)
+_EMPTY: Final = Table(0, 0, -1, 0)
 
 
 class Stripes:
@@ -161,7 +162,7 @@ class Stripes:
         bits, region = state & 0xFF, state >> 8 & 0xFF
         if not MIN_TABLE_BITS <= bits <= self.geometry.max_table_bits or region > 1:
             raise self._corrupt(f"stripe {stripe}: its table word is {state:#x}, which names no table")
-        table = Table(state, self.geometry.table_offset(stripe, region, bits) // WORD_SIZE, bits)
+        table = Table(state, self.geometry.table_offset(stripe, region, bits) // WORD_SIZE, bits, ceiling(1 << bits))
         self._tables[stripe] = table
         return table
 
@@ -201,8 +202,8 @@ class Stripes:
         words, data = self.segment.words, self.segment.data
         row = self._stripes_word + stripe * STRIPE_WORDS
         count = words[row + COUNT]
-        chunk, used = self._current_chunk(stripe, row)
-        table = self._current(stripe)
+        chunk, used = self._current_chunk(stripe, words[row + CHUNK])
+        table = self._locate(stripe, words[row + TABLE])
         offsets = []
         try:
             for hash_, value, miss in items:
@@ -213,7 +214,7 @@ class Stripes:
                 if room <= 0:
                     break
                 room -= 1
-                if must_grow(count, 1 << table.bits):
+                if count >= table.ceiling:
                     table = self._grow(stripe, table, count)
                     index = self._free_slot(table, hash_)
                 size = RECORD_SIZE + len(value) + 7 & -8
@@ -285,9 +286,8 @@ class Stripes:
         self.segment.words[row + GROWTHS] += 1
         return self._current(stripe)
 
-    def _current_chunk(self, stripe: int, row: int) -> tuple[int, int]:
-        """The chunk being filled and how much of it is used; a full one where there is none."""
-        current = self.segment.words[row + CHUNK]
+    def _current_chunk(self, stripe: int, current: int) -> tuple[int, int]:
+        """The chunk that a stripe's row says is being filled and how much of it is used; a full one where there is none."""
         return (current - 1, self._used_of(stripe, current - 1)) if current else (0, self._chunk_size)
 
     def _used_of(self, stripe: int, chunk: int) -> int:

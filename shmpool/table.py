@@ -87,9 +87,9 @@ def find_slot(words: memoryview, table_word: int, slot_mask: int, slot: int, has
     return None
 
 
-def must_grow(count: int, slot_count: int) -> bool:
-    """Whether a table of `slot_count` slots is too small for one record more than `count`: beyond three quarters full."""
-    return 4 * (count + 1) > 3 * slot_count
+def ceiling(slot_count: int) -> int:
+    """Records that a table of `slot_count` slots holds before it must grow: three quarters."""
+    return slot_count * 3 // 4
 
 
 def build(hashes: NDArray[np.uint64], slots: NDArray[np.uint64], slot_count: int) -> NDArray[np.uint64]:
