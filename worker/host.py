@@ -19,7 +19,7 @@ import logging
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -34,7 +34,7 @@ from libp2p.crypto.serialization import deserialize_public_key
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.peer.id import ID
-from libp2p.peer.peerinfo import info_from_p2p_addr
+from libp2p.peer.peerinfo import PeerInfo, info_from_p2p_addr
 from libp2p.peer.peerstore import PeerStoreError
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
@@ -74,7 +74,8 @@ READ_SIZE: Final = 1 << 16
 MAX_VARINT_SIZE: Final = 10
 REGISTRATION_DEADLINE_S: Final = 15.0
 IDENTIFY_DEADLINE_S: Final = 10.0
-STREAM_ENDS: Final = (BaseLibp2pError, OSError, trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError)
+MAX_ADDRESSES: Final = 8  # of one peer: it can claim any number, of any host, and each would be dialled
+STREAM_ENDS: Final = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
 MessageHandler: TypeAlias = Callable[[Message], None]
 Validator: TypeAlias = Callable[[PeerId, Message], Verdict]
@@ -189,22 +190,21 @@ class Host(Generic[K]):
         self.stats.published += 1
         return self.apply(self.router.publish(message))
 
-    async def dial(self, address: str) -> None:
-        """Connect to a multiaddr that ends in /p2p/<peer id>, unless connected. Raises `HostError`."""
+    async def dial(self, addresses: Sequence[str]) -> None:
+        """Connect to one peer at any of its multiaddrs, unless connected. Raises `HostError`."""
+        identity, known = _one_peer(addresses)
         try:
-            await self._host.connect(info_from_p2p_addr(Multiaddr(address)))
-        except (BaseLibp2pError, OSError, ValueError, trio.TooSlowError) as error:
-            raise HostError(f"cannot dial {address}: {error}") from error
+            await self._host.connect(PeerInfo(identity, known))
+        except (BaseLibp2pError, OSError, trio.TooSlowError) as error:
+            raise HostError(f"cannot dial {', '.join(addresses)}: {error}") from error
 
-    def is_connected(self, address: str) -> bool:
-        """Whether the peer that a multiaddr names can be sent to now."""
-        try:
-            return info_from_p2p_addr(Multiaddr(address)).peer_id.to_bytes() in self._peers
-        except (BaseLibp2pError, ValueError) as error:
-            raise HostError(f"{address} is no multiaddr of a peer: {error}") from error
+    def is_connected(self, addresses: Sequence[str]) -> bool:
+        """Whether the peer that these multiaddrs name can be sent to now. Raises `HostError` if they name none, or several."""
+        identity, _ = _one_peer(addresses)
+        return identity == self.identity or identity.to_bytes() in self._peers
 
     async def addresses_of(self, peer: PeerId) -> list[str]:
-        """Multiaddrs at which a connected peer says it listens; empty if it has not said within 10 seconds.
+        """Up to 8 multiaddrs at which a connected peer says it listens; empty if it has not said within 10 seconds.
 
         They come with identify or with the signed record of its first RPC, both shortly after it connects, and
         py-libp2p signals neither: hence the polling.
@@ -217,7 +217,7 @@ class Host(Generic[K]):
             except PeerStoreError:
                 known = []
             if known:
-                return [_with_peer_id(address, identity) for address in known]
+                return [_with_peer_id(address, identity) for address in known[:MAX_ADDRESSES]]
             await trio.sleep(0.05)
         return []
 
@@ -282,8 +282,9 @@ class Host(Generic[K]):
         if refused:
             self.stats.dropped += sum(len(part.publish) for part in refused)
             self.router.undelivered(peer, rpc)
+            return False
         self.stats.sent += len(rpc.publish)
-        return bool(rpc.publish) and not refused
+        return bool(rpc.publish)
 
     def _judge(self, received_from: PeerId, message: Message) -> Verdict:
         if not _is_signed(message):
@@ -343,6 +344,9 @@ class _Pubsub(Pubsub):
                     await self._binding.handle_rpc(rpc, peer)
         except (DecodeError, WireError) as error:
             self._binding.host.bad_frame(peer, error)
+        except trio.TooSlowError:
+            log.debug("peer %s takes no stream of ours, so it cannot be heard either", peer)
+            await stream.reset()
         except STREAM_ENDS as error:
             log.debug("the stream of peer %s ended: %r", peer, error)
 
@@ -539,6 +543,18 @@ def _topic(text: str | bytes) -> bytes:
 def _text(topic: bytes) -> str:
     """The topic as libp2p's protobuf has it. Raises `ValueError` (UnicodeDecodeError) if it is not UTF-8."""
     return topic.decode()
+
+
+def _one_peer(addresses: Sequence[str]) -> tuple[ID, list[Multiaddr]]:
+    """The peer that multiaddrs ending in /p2p/<peer id> name, and the addresses without that."""
+    try:
+        infos = [info_from_p2p_addr(Multiaddr(address)) for address in addresses]
+    except (BaseLibp2pError, ValueError) as error:
+        raise HostError(f"cannot dial {', '.join(addresses)}: {error}") from error
+    identities = {info.peer_id for info in infos}
+    if len(identities) != 1:
+        raise HostError(f"cannot dial {', '.join(addresses)}: addresses of {len(identities)} peers")
+    return identities.pop(), [address for info in infos for address in info.addrs]
 
 
 def _with_peer_id(address: Multiaddr, identity: ID) -> str:

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -116,6 +117,10 @@ class Node:
         nothing = self._names.codec.nothing
         return [json.loads(await link.ask(Kind.REPORT, nothing, question)) for link in self._links]
 
+    def open_inbox(self) -> AbstractContextManager[Any]:
+        """Until it is left; then iterating ends after what is already there."""
+        return self._send_inbox
+
     def __aiter__(self) -> AsyncIterator[Message]:
         return self._inbox
 
@@ -126,7 +131,7 @@ class Node:
                 nursery.start_soon(link.keep, nursery)
 
     def greeting(self) -> Greeting:
-        return Greeting(self.info.pool or "", "a node")
+        return Greeting(self.info.pool or "", f"the node of pid {os.getpid()}")
 
     def subscriptions(self, shard: int) -> list[Any]:
         """Keys of the subscribed topics that `shard` owns."""
@@ -152,14 +157,15 @@ class Node:
 async def open_node(directory: Path, *, inbox_messages: int = INBOX_MESSAGES) -> AsyncIterator[Node]:
     """Attach to the fleet in `directory` for the block. Raises `BusError` if there is none, and as the pool does.
 
-    Exceptions of the block come in a group, as from a nursery.
+    Exceptions of the block come in a group, as from a nursery; with them `BusError` if the fleet ends before the block.
     """
     info = FleetInfo.read(directory)
     with naming(info) as names:
         node = Node(directory, info, names, inbox_messages=inbox_messages)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.keep_connected)
-            yield node
+            with node.open_inbox():
+                yield node
             nursery.cancel_scope.cancel()
 
 
@@ -186,6 +192,8 @@ class _Link:
             try:
                 connection = await connect(nursery, path, self._codec, self._node.greeting())
             except (OSError, BusClosedError):  # not up yet, or being restarted
+                if not self._node.directory.exists():
+                    raise BusError(f"the fleet in {self._node.directory} has ended") from None
                 await trio.sleep(RECONNECT_S)
                 continue
             try:

@@ -27,7 +27,7 @@ import trio
 
 from shmpool import PoolError
 from worker.bus import Connection, Greeting, Listener, connect
-from worker.errors import BusClosedError, BusError, HostError, RequestRefusedError, WorkerError, leaves
+from worker.errors import BusClosedError, BusError, BusProtocolError, HostError, RequestRefusedError, WorkerError, leaves
 from worker.fleet import INFO_FILE, ShardConfig, naming, socket_path
 from worker.frames import Codec, Frame, Kind
 from worker.host import Host
@@ -35,7 +35,7 @@ from worker.messages import Message, PeerId
 from worker.ownership import Ownership, owner_of
 from worker.topics import K, Topics
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("worker.shard")  # not __name__: the process runs it as __main__
 
 INTRODUCE_INTERVAL_S: Final = 10.0
 SIBLING_RETRY_S: Final = 0.2
@@ -68,7 +68,7 @@ class Shard(Generic[K]):
         self._membership = trio.Lock()
         self._joined: set[K] = set()
         self._siblings: dict[int, Connection[K]] = {}
-        self._dialling: set[str] = set()
+        self._dialling: set[tuple[str, ...]] = set()
         self._dropped = 0  # by connections that are closed by now
         self._nursery: trio.Nursery | None = None
 
@@ -93,7 +93,7 @@ class Shard(Generic[K]):
         try:
             async for frame in connection:
                 if frame.kind is Kind.INTRODUCE:
-                    self._introduced(frame.payload.decode())
+                    self._introduced(connection, frame.payload)
                     continue
                 try:
                     answer = Frame(Kind.DONE, frame.key, await self._answer(connection, frame))
@@ -110,7 +110,11 @@ class Shard(Generic[K]):
             case Kind.SUBSCRIBE:
                 self._check_owned(frame.key)
                 self._subscribers.setdefault(frame.key, {})[connection] = None
-                await self._settle(frame.key)
+                try:
+                    await self._settle(frame.key)
+                except (PoolError, ValueError):
+                    del self._subscribers[frame.key][connection]
+                    raise
             case Kind.UNSUBSCRIBE:
                 self._subscribers.get(frame.key, {}).pop(connection, None)
                 await self._settle(frame.key)
@@ -120,7 +124,7 @@ class Shard(Generic[K]):
                 self._hand_out(frame.key, frame.payload, except_to=connection)
                 return peer_count.to_bytes(4, "big")
             case Kind.REPORT:
-                return json.dumps(self.report(json.loads(frame.payload))).encode()
+                return json.dumps(self.report(_topics_asked(frame.payload))).encode()
             case _:
                 raise RequestRefusedError(f"a {frame.kind.name} frame is no request")
         return b""
@@ -216,10 +220,10 @@ class Shard(Generic[K]):
             self._nursery.start_soon(self._introduce, peer)
 
     async def _introduce(self, peer: PeerId) -> None:
-        for address in await self.host.addresses_of(peer):
-            for connection in list(self._siblings.values()):
-                with contextlib.suppress(BusClosedError):
-                    connection.offer(Frame(Kind.INTRODUCE, self._codec.nothing, address.encode()))
+        addresses = await self.host.addresses_of(peer)
+        for connection in list(self._siblings.values()) if addresses else ():
+            with contextlib.suppress(BusClosedError):
+                connection.offer(Frame(Kind.INTRODUCE, self._codec.nothing, "\n".join(addresses).encode()))
 
     async def _keep_introducing(self) -> None:
         while True:
@@ -227,26 +231,31 @@ class Shard(Generic[K]):
             for peer in self.host.peers:
                 self._peer_connected(peer)
 
-    def _introduced(self, address: str) -> None:
-        if self._nursery is not None and address not in self._dialling and not self.host.is_connected(address):
-            self._nursery.start_soon(self._dial, address)
-
-    async def _dial(self, address: str) -> bool:
-        self._dialling.add(address)
+    def _introduced(self, connection: Connection[K], payload: bytes) -> None:
         try:
-            await self.host.dial(address)
+            addresses = tuple(payload.decode().split("\n"))
+            known = addresses in self._dialling or self.host.is_connected(addresses)
+        except (ValueError, HostError) as error:
+            raise BusProtocolError(f"{connection.peer.who} introduced nobody: {error}") from error
+        if self._nursery is not None and not known:
+            self._nursery.start_soon(self._dial, addresses)
+
+    async def _dial(self, addresses: tuple[str, ...]) -> bool:
+        self._dialling.add(addresses)
+        try:
+            await self.host.dial(addresses)
         except HostError as error:
             log.warning("%s", error)
             return False
         finally:
-            self._dialling.discard(address)
+            self._dialling.discard(addresses)
         return True
 
     async def _keep_dialled(self, address: str) -> None:
         """Dial a configured peer whenever it is not connected, less and less often while it does not answer."""
         delay = FIRST_DIAL_RETRY_S
         while True:
-            if self.host.is_connected(address) or await self._dial(address):
+            if self.host.is_connected((address,)) or await self._dial((address,)):
                 delay = FIRST_DIAL_RETRY_S
                 await trio.sleep(PEER_WATCH_S)
             else:
@@ -260,6 +269,9 @@ async def run_process() -> None:
     "stop" or SIGTERM ends it in order. The end of the input says that the supervisor is gone: then nobody else will
     remove the fleet's directory, so the last shard does.
     """
+    # Standard output is the supervisor's pipe, and holds one line: whatever a library prints goes to standard error.
+    answer = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     lifeline = trio.lowlevel.FdStream(os.dup(sys.stdin.fileno()))
     line, _, rest = (await _read_line(lifeline)).partition(b"\n")
     config = ShardConfig.from_json(line.decode())
@@ -267,8 +279,8 @@ async def run_process() -> None:
         shard: Shard[Any] = Shard(config, names.topics, names.codec, names.pool)
 
         def ready() -> None:
-            words = {"peer_id": shard.host.peer_id, "addresses": shard.host.addresses}
-            os.write(sys.stdout.fileno(), json.dumps(words).encode() + b"\n")
+            os.write(answer, json.dumps({"addresses": shard.host.addresses}).encode() + b"\n")
+            os.close(answer)
 
         orphaned = False
         async with trio.open_nursery() as nursery:
@@ -279,6 +291,13 @@ async def run_process() -> None:
     if orphaned:
         log.warning("shard %d: the supervisor is gone, ending", config.index)
         _remove_directory(Path(config.directory))
+
+
+def _topics_asked(payload: bytes) -> list[str]:
+    topics = json.loads(payload)
+    if not isinstance(topics, list) or not all(isinstance(topic, str) for topic in topics):
+        raise RequestRefusedError("a report is asked for with a JSON list of topics")
+    return topics
 
 
 async def _read_line(stream: trio.lowlevel.FdStream) -> bytes:

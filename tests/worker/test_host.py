@@ -72,7 +72,7 @@ def test_messages_go_both_ways_with_a_stock_peer_whoever_dials() -> None:
     async def exchange(*, host_dials: bool) -> None:
         async with running_host(TOPIC) as heard, stock_peer(TOPIC) as stock:
             if host_dials:
-                await heard.host.dial(stock.address)
+                await heard.host.dial([stock.address])
             else:
                 await stock.dial(heard.host.addresses[0])
             await stock.wait_for_meshes(TOPIC)
@@ -310,7 +310,7 @@ def test_a_restarted_host_with_the_same_key_is_the_same_peer_and_repeats_no_numb
         seqnos = []
         for _ in range(2):
             async with running_host(TOPIC) as heard, stock_peer(TOPIC) as stock:
-                await heard.host.dial(stock.address)
+                await heard.host.dial([stock.address])
                 await stock.wait_for_meshes(TOPIC)
                 seen = len(stock.pubsub.seen_messages.cache)
                 for _ in range(100):
@@ -329,7 +329,7 @@ def test_an_address_that_cannot_be_dialled_is_an_error_in_words(address: str) ->
     async def test() -> None:
         async with running_host() as heard:
             with pytest.raises(HostError, match=f"cannot dial {address}"):
-                await heard.host.dial(address)
+                await heard.host.dial([address])
 
     trio.run(test)
 
