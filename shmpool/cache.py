@@ -60,8 +60,8 @@ class Cache:
         before = np.full(len(lefts), _FULL)
         before[: len(self._lefts)] = self._lefts
         used = np.flatnonzero(before != lefts)
-        refs = np.array(self._refs[: len(lefts)], np.uint64)
-        return refs[used], (before - lefts)[used].astype(np.uint64), lefts
+        refs = np.array([self._refs[place] for place in used.tolist()], np.uint64)
+        return refs, (before - lefts)[used].astype(np.uint64), lefts
 
     def settle(self, lefts: NDArray[np.int64]) -> None:
         """Those uses were counted."""

@@ -36,7 +36,7 @@ from shmpool.store import Refs, Store
 
 DEFAULT_CACHE_SIZE: Final = 4096
 _RACE_TRIES: Final = 100
-_FLUSH_EVERY: Final = 256  # a flush costs up to 0.3 ms with a full cache, so this is about 1 us each
+_FLUSH_EVERY: Final = 1024  # a flush costs up to 0.3 ms with a full cache, so this is 0.3 us each
 
 
 class Pool:
@@ -317,7 +317,7 @@ class Pool:
     def flush(self) -> None:
         """Publish this process's counters: hits, misses, waits, and uses of each topic.
 
-        Happens by itself in `stats`, `top`, `close`, every batch that misses the private cache, and every 256th single
+        Happens by itself in `stats`, `top`, `close`, every batch that misses the private cache, and every 1024th single
         operation that does. Until then others see the counts of the last flush; a process that only hits should call it now
         and then, as a heartbeat does.
         """

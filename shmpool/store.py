@@ -84,11 +84,9 @@ class Store:
         return offsets
 
     def _find_or_insert(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
-        stripes = self.stripes
-        stripes.recover(stripe)
-        room = capacity - stripes.total()
-        budget = self._insert_budget - stripes.inserts
-        return stripes.find_or_insert(stripe, items, min(budget, room))
+        room = capacity - self.stripes.total()
+        budget = self._insert_budget - self.stripes.inserts
+        return self.stripes.find_or_insert(stripe, items, min(budget, room))
 
     def _refuse_insert(self, capacity: int) -> NoReturn:
         if self.stripes.inserts >= self._insert_budget:

@@ -196,11 +196,13 @@ class Stripes:
 
         Ends early, with fewer offsets than items, at the first that would be insert number `room` + 1.
 
-        For who holds the stripe's lock and has run `recover`. Raises PoolFullError where the stripe, the arena or the host's
-        memory has no room; the items before are inserted then, and nothing else is changed.
+        For who holds the stripe's lock. Raises PoolFullError where the stripe, the arena or the host's memory has no room;
+        the items before are inserted then, and nothing else is changed.
         """
         words, data = self.segment.words, self.segment.data
         row = self._stripes_word + stripe * STRIPE_WORDS
+        if words[row + INTENT] or words[row + TABLE] >> 16 != self.epoch:
+            self.recover(stripe)
         count = words[row + COUNT]
         chunk, used = self._current_chunk(stripe, words[row + CHUNK])
         table = self._locate(stripe, words[row + TABLE])

@@ -1,7 +1,8 @@
 """The way of a message: received, identified, validated, then delivered and forwarded; or published.
 
 Guarantees: a message is delivered and forwarded at most once while the seen cache remembers it, and never to who sent
-or wrote it; one that is dropped for want of room at validation counts as never seen, so that gossip can bring it again.
+or wrote it. Two kinds count as never seen, so that the real or a later one is not taken for a duplicate: what is dropped
+for want of room at validation, and forgeries, for with `from` and `seqno` as the id anybody can make a message of any id.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Delivery(Generic[K]):
         mcache: MessageCache[K],
         params: GossipSubParams,
         message_id: Callable[[Message], MessageId],
+        is_authentic: Callable[[Message], bool],
         self_id: PeerId,
         stats: RouterStats,
     ) -> None:
@@ -50,6 +52,7 @@ class Delivery(Generic[K]):
         self._mcache = mcache
         self._params = params
         self._message_id = message_id
+        self._is_authentic = is_authentic
         self._self_id = self_id
         self._stats = stats
         self._pending: dict[MessageId, _Pending[K]] = {}  # oldest first
@@ -61,6 +64,9 @@ class Delivery(Generic[K]):
         if received is None:
             return
         message_id, key = received
+        if not self._vouched(message):
+            outbox.misbehaved(peer, Misbehaviour.FORGED_MESSAGE)
+            return
         if len(self._pending) >= self._params.max_pending_validation_count:
             self._stats.overflowed += 1
             return
@@ -131,7 +137,7 @@ class Delivery(Generic[K]):
             return None
         try:
             message_id = self._message_id(message)
-        except Exception:  # noqa: BLE001  the caller's function on a stranger's bytes: it costs the peer, not the shard
+        except Exception:  # noqa: BLE001  the caller's function on a stranger's bytes: that costs the peer, not the shard
             message_id = b""
         if not message_id:
             outbox.misbehaved(peer, Misbehaviour.MALFORMED_MESSAGE)
@@ -143,6 +149,12 @@ class Delivery(Generic[K]):
             self._stats.duplicates += 1
             return None
         return message_id, key
+
+    def _vouched(self, message: Message) -> bool:
+        try:
+            return self._is_authentic(message)
+        except Exception:  # noqa: BLE001  as for the message id
+            return False
 
     def _accept(
         self, message_id: MessageId, message: Message, key: K, senders: Collection[PeerId], outbox: Outbox

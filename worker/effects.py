@@ -26,6 +26,7 @@ class Misbehaviour(enum.Enum):
 
     INVALID_MESSAGE = "a validator rejected its message"
     MALFORMED_MESSAGE = "a message without an id"
+    FORGED_MESSAGE = "a message that is not of who it says it is from"
     OVERLONG_TOPIC = "a topic longer than max_topic_size"
     TOO_MANY_SUBSCRIPTIONS = "more subscriptions than max_subscriptions_per_rpc or max_subscriptions_per_peer"
     TOO_MANY_MESSAGES = "more messages in an RPC than max_messages_per_rpc"

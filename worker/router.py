@@ -67,12 +67,15 @@ class Router(Generic[K]):
         rng: Random,
         params: GossipSubParams | None = None,
         message_id: Callable[[Message], MessageId] = from_and_seqno,
+        is_authentic: Callable[[Message], bool] = lambda _message: True,
         self_id: PeerId = b"",
         explicit_peers: Iterable[PeerId] = (),
         announce: bool = True,
     ) -> None:
         """`clock` is monotonic seconds. `message_id` is used for everything that is identified, mcache included.
 
+        `is_authentic` verifies a signature. It is asked of each new message before `Validate`, because only what is
+        really of its author may be remembered as seen; a validator's REJECT comes too late for that.
         `announce=False` when a framework around the router (py-libp2p's `Pubsub`) sends SUBSCRIBE and UNSUBSCRIBE.
         `explicit_peers` are v1.1's explicit peering agreements. Messages of peers that claim to be `self_id`'s are
         dropped.
@@ -86,7 +89,7 @@ class Router(Generic[K]):
         self._mesh = Mesh(topics, self._peers, self.params, rng)
         self._gossip = Gossip(topics, self._peers, self.params, rng)
         self._delivery = Delivery(
-            topics, self._peers, self._mesh, self._gossip.mcache, self.params, message_id, self_id, self.stats
+            topics, self._peers, self._mesh, self._gossip.mcache, self.params, message_id, is_authentic, self_id, self.stats
         )
         self._unsaid: dict[PeerId, _Unsaid] = {}
         self._tick = 0

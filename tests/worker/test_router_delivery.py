@@ -18,7 +18,7 @@ from tests.worker.harness import (
     validations,
     wanted,
 )
-from worker.effects import Deliver, Misbehaviour, Validate, Verdict
+from worker.effects import Deliver, Misbehaved, Misbehaviour, Validate, Verdict
 from worker.messages import RPC, Message, MessageId
 
 
@@ -60,6 +60,19 @@ def test_message_goes_to_floodsub_peers_of_the_topic() -> None:
     assert receivers(published, a_message(2)) == {b"flood", b"p"}
 
 
+def test_message_goes_out_in_the_order_of_peers() -> None:
+    bench = Harness(dataclasses.replace(PARAMS, D_high=40))
+    mesh = [f"mesh-{index:03}".encode() for index in range(40)]
+    flood = [f"peer-{index:03}".encode() for index in range(40)]
+    meshed(bench, *mesh)
+    for peer in flood:
+        bench.add(peer, TOPIC, protocol="/floodsub/1.0.0")
+
+    effects = bench.router.publish(a_message())
+
+    assert list(sent(effects)) == flood + mesh
+
+
 def test_message_is_never_sent_to_who_sent_or_wrote_it() -> None:
     bench = Harness()
     meshed(bench, b"p", b"q", b"author")
@@ -94,7 +107,7 @@ def test_message_on_a_topic_not_joined_is_dropped(known: bool) -> None:
     if known:
         bench.topics.intern(OTHER_TOPIC)
 
-    effects = bench.receive(b"p", a_message(topic=OTHER_TOPIC))
+    effects = bench.rpc(b"p", publish=[a_message(topic=OTHER_TOPIC)])
 
     assert effects == []
     assert bench.router.stats.unjoined == 1
@@ -227,6 +240,38 @@ def test_message_at_validation_is_not_validated_again_even_if_the_seen_cache_los
     again = bench.rpc(b"q", publish=[a_message(1)])
 
     assert again == []
+
+
+# Forgeries
+
+
+def is_signed(message: Message) -> bool:
+    return {b"good": True, b"bad": False}[message.signature]
+
+
+@pytest.mark.parametrize("signature", [b"bad", b"makes is_signed raise"])
+def test_forged_message_costs_its_sender_and_does_not_hide_the_real_one(signature: bytes) -> None:
+    bench = Harness(is_authentic=is_signed)
+    meshed(bench, b"p", b"q")
+    forged = dataclasses.replace(a_message(), data=b"forged", signature=signature)
+    real = dataclasses.replace(a_message(), signature=b"good")
+
+    first = bench.rpc(b"p", publish=[forged, forged])
+    second = bench.receive(b"q", real)
+
+    assert first == [Misbehaved(b"p", Misbehaviour.FORGED_MESSAGE)]
+    assert delivered(second) == [real]
+
+
+def test_seen_messages_are_not_verified_again() -> None:
+    verified: list[Message] = []
+    bench = Harness(is_authentic=lambda message: not verified.append(message))
+    meshed(bench, b"p", b"q")
+
+    for peer in (b"p", b"q", b"p"):
+        bench.receive(peer, a_message())
+
+    assert verified == [a_message()]
 
 
 # Publishing

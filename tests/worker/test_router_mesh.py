@@ -65,6 +65,20 @@ def test_join_takes_the_fanout_first_and_fills_up_to_d() -> None:
     assert bench.router.fanout_peers(TOPIC) == []
 
 
+def test_join_does_not_graft_fanout_peers_in_backoff() -> None:
+    bench = Harness()
+    bench.add(b"p", TOPIC)
+    bench.router.join(TOPIC)
+    bench.router.leave(TOPIC)
+    bench.router.publish(a_message())
+    fanout = bench.router.fanout_peers(TOPIC)
+
+    effects = bench.checked(bench.router.join(TOPIC))
+
+    assert fanout == [b"p"]
+    assert grafted(effects) == set()
+
+
 def test_joining_twice_says_nothing_twice() -> None:
     bench = Harness()
     bench.add(b"p", TOPIC)
