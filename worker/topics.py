@@ -59,10 +59,7 @@ class PoolTopics:
         return self._pool.intern(topic)
 
     def lookup(self, topic: bytes) -> TopicRef | None:
-        try:
-            return self._pool.lookup(topic)
-        except ValueError:  # longer than the pool's max_value_size, so it cannot be in there
-            return None
+        return self._pool.lookup(topic)
 
     def resolve(self, key: TopicRef) -> bytes:
         return self._pool.resolve(key)
