@@ -74,7 +74,7 @@ async def judge(exchange: Exchange, shard_count: int, restarts: int) -> Result:
     differing = _differing(exchange, names, reports) if interning else []
     problems += _shortened("process computed another ref for", differing)
     connected = set(exchange.ready["peers"])
-    missing = {report["peer_id"] for report in reports} - connected
+    missing = {report["peer_id"] for report in reports if report["joined"]} - connected
     problems += _shortened("the outside peer is not connected to shard", sorted(missing))
     drops = _drops(exchange, reports)
     problems += [f"{count} dropped: {where}" for where, count in drops.items() if count]
@@ -99,7 +99,7 @@ async def judge(exchange: Exchange, shard_count: int, restarts: int) -> Result:
 
 def tabulate(result: Result) -> Table:
     """The figures for people."""
-    table = Table(title=_title(result), title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title=_title(result), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in ("", "sent", "delivered", "duplicates", "lost", "MB", "seconds", "msg/s"):
         table.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, flow in (("to outside peer", result.outwards), ("from outside peer", result.inwards)):
