@@ -24,6 +24,7 @@ SHM = Path("/dev/shm")
 PATTERNS = ("shmpool.*", "sem.shmpool-*")  # a pool's segment and its semaphores; whatever else is there is not ours
 MARK = "SHMPOOL_TEST_RUN"  # in the environment of every process that a run starts
 SETTLE_S = 5.0  # for what other runs on this host are just removing, and for the kernel to end who was killed
+NOT_SURE = "If another run was killed on this host meanwhile, they may be its: nothing tells whose a file in no use is."
 
 Judge: TypeAlias = Callable[[list[Any]], None]
 
@@ -131,7 +132,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             fail_run(session, place, str(error) or "the workers' reports do not agree")
     leftovers = leftover_files(config.stash[before])
     if leftovers:
-        fail_run(session, str(SHM), f"The run has left in {SHM}: {', '.join(leftovers)}")
+        fail_run(session, str(SHM), f"The run has left {len(leftovers)} files in {SHM}: {', '.join(leftovers[:10])}. {NOT_SURE}")
 
 
 def is_worker(config: pytest.Config) -> bool:

@@ -73,7 +73,7 @@ def test_untidy():
     result = run(code, processes)
 
     assert result.returncode == 1
-    assert f"The run has left in {shm}: sem.shmpool-00ff-3, shmpool.left" in result.stdout
+    assert f"The run has left 2 files in {shm}: sem.shmpool-00ff-3, shmpool.left." in result.stdout
     assert "1 failed, 1 passed" in result.stdout
 
 
