@@ -56,7 +56,8 @@ def test_most_messages_are_small_attestations_and_a_few_are_large() -> None:
 def test_a_payload_holds_its_number_and_differs_in_every_seed_direction_number_and_topic() -> None:
     first, second = plan(TOPICS, 2, OUTWARDS, seed=1)
 
-    payloads = [payload(first, OUTWARDS, 1), payload(first, INWARDS, 1), payload(first, OUTWARDS, 2), payload(second, OUTWARDS, 1)]
+    made = [(first, OUTWARDS, 1), (first, INWARDS, 1), (first, OUTWARDS, 2), (second, OUTWARDS, 1)]
+    payloads = [payload(*arguments) for arguments in made]
 
     assert len({data[5:64] for data in payloads}) == 4  # what follows the header
     assert number_of(payload(second, OUTWARDS, 1)) == 1
