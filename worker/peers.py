@@ -16,6 +16,8 @@ from worker.messages import PeerId
 from worker.params import GossipSubParams
 from worker.topics import K, Topics
 
+_NOBODY: frozenset[PeerId] = frozenset()
+
 
 class PeerKind(enum.Enum):
     FLOODSUB = enum.auto()  # gets every message of its topics, takes no part in meshes, its control is ignored
@@ -61,14 +63,19 @@ class PeerTable(Generic[K]):
         self.peers: dict[PeerId, Peer[K]] = {}
         self.by_topic: dict[K, set[PeerId]] = {}
         self.unknown: dict[bytes, set[PeerId]] = {}
+        # Few or none. Asked with every message, so that a message costs its mesh and not its topic's subscribers.
+        self._unmeshable: set[PeerId] = set()
 
     def add(self, peer: PeerId, kind: PeerKind, *, outbound: bool) -> None:
-        self.peers[peer] = Peer(kind, outbound, peer in self.explicit_peers)
+        record = self.peers[peer] = Peer(kind, outbound, peer in self.explicit_peers)
+        if not record.meshable:
+            self._unmeshable.add(peer)
 
     def remove(self, peer: PeerId) -> None:
         record = self.peers.pop(peer, None)
         if record is None:
             return
+        self._unmeshable.discard(peer)
         for key in record.topics:
             _discard(self.by_topic, key, peer)
         for topic in record.unknown_topics:
@@ -123,11 +130,11 @@ class PeerTable(Generic[K]):
 
     def meshable(self, key: K) -> list[PeerId]:
         """Sorted subscribers that mesh, fanout and gossip choose from: `peers.gossipsub[topic]` less explicit peers."""
-        return sorted(peer for peer in self.by_topic.get(key, ()) if self.peers[peer].meshable)
+        return sorted(self.by_topic.get(key, _NOBODY) - self._unmeshable)
 
     def unmeshable(self, key: K) -> list[PeerId]:
         """Sorted subscribers that get every message directly: `peers.floodsub[topic]` and explicit peers."""
-        return sorted(peer for peer in self.by_topic.get(key, ()) if not self.peers[peer].meshable)
+        return sorted(self.by_topic.get(key, _NOBODY) & self._unmeshable)
 
     def _promote(self, topic: bytes, key: K) -> None:
         """The topic has a key now: whoever waited for it under its bytes moves there."""

@@ -372,6 +372,20 @@ def test_floodsub_peer_is_never_grafted_nor_heard_on_control() -> None:
     assert bench.router.mesh_peers(TOPIC) == []
 
 
+def test_peer_that_comes_back_with_another_protocol_is_what_it_is_now() -> None:
+    bench = Harness()
+    bench.add(b"p", TOPIC, protocol="/floodsub/1.0.0")
+    bench.router.join(TOPIC)
+    bench.router.remove_peer(b"p")
+    bench.add(b"p", TOPIC, protocol="/meshsub/1.1.0")
+
+    effects = bench.tick()
+    published = bench.router.publish(a_message())
+
+    assert grafted(effects) == {b"p"}
+    assert sent(published)[b"p"].publish == (a_message(),)
+
+
 # D_out
 
 
