@@ -56,6 +56,7 @@ class Delivery(Generic[K]):
         self._self_id = self_id
         self._stats = stats
         self._pending: dict[MessageId, _Pending[K]] = {}  # oldest first
+        self._pending_size = 0  # bytes of data
         self.seen = SeenCache(params.seen_ttl_s, params.max_seen_count)
 
     def receive(self, peer: PeerId, message: Message, now: float, outbox: Outbox) -> None:
@@ -67,18 +68,19 @@ class Delivery(Generic[K]):
         if not self._vouched(message):
             outbox.misbehaved(peer, Misbehaviour.FORGED_MESSAGE)
             return
-        if len(self._pending) >= self._params.max_pending_validation_count:
+        if not self._has_room(message):
             self._stats.overflowed += 1
             return
         self.seen.add(message_id, now)
         self._pending[message_id] = _Pending(key, message, [peer], now)
+        self._pending_size += len(message.data)
         self._stats.validating += 1
         outbox.effect(Validate(peer, message_id, message))
 
     def validated(self, message_id: MessageId, verdict: Verdict, outbox: Outbox) -> None:
-        pending = self._pending.pop(message_id, None)
-        if pending is None:
+        if message_id not in self._pending:
             return
+        pending = self._take_pending(message_id)
         if verdict is Verdict.ACCEPT:
             self._accept(message_id, pending.message, pending.key, pending.senders, outbox)
         elif verdict is Verdict.IGNORE:
@@ -119,12 +121,19 @@ class Delivery(Generic[K]):
             oldest = next(iter(self._pending))
             if now - self._pending[oldest].since_s <= self._params.seen_ttl_s:
                 return
-            del self._pending[oldest]
+            self._take_pending(oldest)
             self._stats.ignored += 1
+
+    def has_seen(self, message_id: MessageId, now: float) -> bool:
+        return message_id in self._pending or self.seen.has(message_id, now)
 
     @property
     def pending_count(self) -> int:
         return len(self._pending)
+
+    @property
+    def pending_size(self) -> int:
+        return self._pending_size
 
     def _identify(self, peer: PeerId, message: Message, now: float, outbox: Outbox) -> tuple[MessageId, K] | None:
         """Id and key of a message that is new and on a joined topic; anything else is accounted for and ends here."""
@@ -145,10 +154,22 @@ class Delivery(Generic[K]):
         pending = self._pending.get(message_id)
         if pending is not None and peer not in pending.senders:
             pending.senders.append(peer)
-        if pending is not None or self.seen.has(message_id, now):
+        if self.has_seen(message_id, now):
             self._stats.duplicates += 1
             return None
         return message_id, key
+
+    def _has_room(self, message: Message) -> bool:
+        params = self._params
+        if len(self._pending) >= params.max_pending_validation_count:
+            return False
+        # A message larger than the bound is let in when it is alone, or no peer could ever bring it.
+        return not self._pending or self._pending_size + len(message.data) <= params.max_pending_validation_size
+
+    def _take_pending(self, message_id: MessageId) -> _Pending[K]:
+        pending = self._pending.pop(message_id)
+        self._pending_size -= len(pending.message.data)
+        return pending
 
     def _vouched(self, message: Message) -> bool:
         try:

@@ -1,7 +1,8 @@
 """The message cache: recent messages by id, in history windows of one heartbeat (v1.0, "Message Cache").
 
 Ids come from the caller, so whatever function identifies messages elsewhere identifies them here. A message lives in
-exactly one window, and goes when that window is shifted out.
+exactly one window, and goes when that window is shifted out. Nothing else bounds the cache: it holds only accepted
+messages, so a host that accepts whatever strangers send holds `mcache_len` heartbeats of it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Gathering per peer is the specification's piggybacking: a heartbeat over 200 topics sends a peer one RPC, not 200.
 A peer gets at most one GRAFT or PRUNE of a topic, the last one said. RPCs go out in the order in which their peers were
-first owed one, which is deterministic because callers walk sorted peers.
+first owed one, which is deterministic because callers walk peers sorted, or in the order in which they were added.
 """
 
 from __future__ import annotations

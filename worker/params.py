@@ -47,6 +47,7 @@ class GossipSubParams:
     max_backoff_s: float = 3_600.0  # longest backoff that a peer's PRUNE can impose
     max_backoff_count: int = 65_536
     max_pending_validation_count: int = 16_384
+    max_pending_validation_size: int = 64 << 20  # bytes of data
     max_seen_count: int = 1_048_576
 
     def __post_init__(self) -> None:

@@ -253,6 +253,7 @@ class Router(Generic[K]):
             mcache=len(self._gossip.mcache),
             seen=len(self._delivery.seen),
             at_validation=self._delivery.pending_count,
+            at_validation_size=self._delivery.pending_size,
         )
 
     def check(self) -> list[str]:
@@ -274,7 +275,7 @@ class Router(Generic[K]):
     def _handle_control(self, peer: PeerId, control: ControlMessage, now: float, outbox: Outbox) -> None:
         ihaves = [ihave for ihave in control.ihave if self._joined_key(ihave.topic) is not None]
         if ihaves:
-            self._gossip.handle_ihave(peer, ihaves, lambda id_: self._delivery.seen.has(id_, now), outbox)
+            self._gossip.handle_ihave(peer, ihaves, lambda id_: self._delivery.has_seen(id_, now), outbox)
         if control.iwant:
             self._gossip.handle_iwant(peer, control.iwant, outbox)
         for graft in control.graft:

@@ -19,6 +19,7 @@ def check_state(
     for name, count, limit in (
         ("backoffs", sizes.backoffs, params.max_backoff_count),
         ("messages at validation", sizes.at_validation, params.max_pending_validation_count),
+        ("bytes at validation", sizes.at_validation_size if sizes.at_validation > 1 else 0, params.max_pending_validation_size),
         ("seen ids", sizes.seen, params.max_seen_count),
     ):
         if count > limit:

@@ -17,7 +17,7 @@ class RouterStats:
     duplicates: int = 0
     unjoined: int = 0  # messages of peers on topics that are not joined
     from_self: int = 0  # messages of peers that claim to be this host's
-    overflowed: int = 0  # messages dropped, as if never seen, while max_pending_validation_count were waiting
+    overflowed: int = 0  # messages dropped, as if never seen, while too many or too much were waiting
     strangers: int = 0  # RPCs of peers not added
     refused_subscriptions: int = 0  # beyond max_subscriptions_per_peer
     undelivered: int = 0  # RPCs that the host reported as dropped on their way
@@ -36,3 +36,4 @@ class RouterSizes:
     mcache: int
     seen: int
     at_validation: int
+    at_validation_size: int  # bytes of data

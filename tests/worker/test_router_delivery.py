@@ -214,9 +214,11 @@ def test_verdict_that_never_comes_counts_as_ignore() -> None:
     bench.now += 121
 
     bench.tick()
+    size = bench.router.sizes().at_validation_size
     effects = bench.rpc(b"p", publish=[a_message(2)])
 
     assert bench.router.stats.ignored == 1
+    assert size == 0
     assert [validate.message for validate in validations(effects)] == [a_message(2)]
 
 
@@ -240,6 +242,25 @@ def test_message_at_validation_is_not_validated_again_even_if_the_seen_cache_los
     again = bench.rpc(b"q", publish=[a_message(1)])
 
     assert again == []
+
+
+def test_data_beyond_the_validation_bound_is_dropped_as_if_never_seen() -> None:
+    bench = Harness(dataclasses.replace(PARAMS, max_pending_validation_size=100))
+    meshed(bench, b"p", b"q")
+    large, medium, small = a_message(1, size=200), a_message(2, size=80), a_message(3, size=20)
+
+    alone = bench.rpc(b"p", publish=[large, small])
+    bench.router.validated(validations(alone)[0].message_id, Verdict.ACCEPT)
+    fitting = bench.rpc(b"p", publish=[medium, small, a_message(4, size=20)])
+    size = bench.router.sizes().at_validation_size
+    for validate in validations(fitting):
+        bench.router.validated(validate.message_id, Verdict.REJECT)
+
+    assert [validate.message for validate in validations(alone)] == [large]
+    assert [validate.message for validate in validations(fitting)] == [medium, small]
+    assert bench.router.stats.overflowed == 2
+    assert size == 100
+    assert bench.router.sizes().at_validation_size == 0
 
 
 # Forgeries

@@ -29,7 +29,8 @@ LIMITS = GossipSubParams(
     D=3, D_low=2, D_high=4, D_lazy=2, D_out=1, prune_backoff_s=5.0, unsubscribe_backoff_s=2.0, fanout_ttl_s=3.0,
     seen_ttl_s=5.0, max_topic_size=8, max_subscriptions_per_rpc=6, max_subscriptions_per_peer=5, max_messages_per_rpc=4,
     max_control_per_rpc=4, max_ids_per_rpc=8, max_ihave_length=6, max_ihave_messages=2, gossip_retransmission=1,
-    max_backoff_s=20.0, max_backoff_count=6, max_pending_validation_count=4, max_seen_count=8, direct_connect_ticks=3,
+    max_backoff_s=20.0, max_backoff_count=6, max_pending_validation_count=4, max_pending_validation_size=6,
+    max_seen_count=8, direct_connect_ticks=3,
 )
 OURS = [b"a", b"b", b"", b"\xff\x00"]
 
