@@ -18,9 +18,12 @@ import pytest
 import trio
 import trio.testing
 
-from shmpool import Pool, PoolNotFoundError
+from shmpool import Pool, PoolNotFoundError, TopicRef
 from tests.worker.stock import StockPeer, hostile_peer, stock_peer
+from worker.bus import Greeting, connect
 from worker.errors import BusError, FleetError, RequestRefusedError, ShardLostError
+from worker.fleet import socket_path
+from worker.frames import NAMES, REFS, Frame, Kind
 from worker.node import Node, open_node
 from worker.supervisor import Fleet, FleetOptions, run_fleet
 
@@ -265,6 +268,56 @@ def test_what_libp2p_cannot_carry_is_refused_in_words() -> None:
     trio.run(test)
 
 
+def test_a_shard_refuses_what_it_does_not_own_or_understand_and_goes_on() -> None:
+    async def test() -> None:
+        async with running(interning=False) as (fleet, node), trio.open_nursery() as nursery:
+            theirs = next(topic.encode() for topic in TOPICS if node.owner(topic.encode()) == 1)
+            shard = await connect(nursery, socket_path(fleet.directory, 0), NAMES, Greeting("", "a test"))
+            requests = [
+                (Frame(Kind.SUBSCRIBE, theirs), b"shard 1 owns this topic, not shard 0"),
+                (Frame(Kind.PUBLISH, theirs, b"data"), b"shard 1 owns this topic, not shard 0"),
+                (Frame(Kind.REPORT, b"", b"{"), b"Expecting property name"),
+                (Frame(Kind.REPORT, b"", b"[1]"), b"a JSON list of topics"),
+                (Frame(Kind.MESSAGE, theirs, b"data"), b"a MESSAGE frame is no request"),
+            ]
+
+            for request, reason in requests:
+                await shard.send(request)
+                answer = await shard.receive()
+
+                assert answer is not None
+                assert answer.kind is Kind.FAILED
+                assert reason in answer.payload
+
+            await shard.send(Frame(Kind.INTRODUCE, b"", b"nobody"))
+            assert await shard.receive() is None
+            while (await node.report([]))[0]["bus"]["refused"] == 0:  # counted once the connection is closed
+                await trio.sleep(0.005)
+            assert [member.restart_count for member in fleet.members] == [0, 0]
+            nursery.cancel_scope.cancel()
+
+    trio.run(test)
+
+
+def test_a_stale_ref_is_refused_and_the_shard_goes_on() -> None:
+    async def test() -> None:
+        async with running(1) as (fleet, node), trio.open_nursery() as nursery:
+            shard = await connect(nursery, socket_path(fleet.directory, 0), REFS, Greeting(fleet.info.pool or "", "a test"))
+
+            for ref in (0, 12345, 2**63):
+                for kind in (Kind.SUBSCRIBE, Kind.PUBLISH):
+                    await shard.send(Frame(kind, TopicRef(ref), b"data"))
+                    answer = await shard.receive()
+
+                    assert answer is not None
+                    assert answer.kind is Kind.FAILED
+
+            assert (await node.report([]))[0]["joined"] == []
+            nursery.cancel_scope.cancel()
+
+    trio.run(test)
+
+
 def test_a_node_of_no_fleet_is_an_error_in_words(tmp_path: Path) -> None:
     private = tmp_path / "none"
     private.mkdir(mode=0o700)
@@ -355,6 +408,20 @@ def test_the_command_ends_on_a_signal_and_leaves_nothing(command: Command, signa
 
 def test_shards_whose_supervisor_is_killed_end_and_leave_nothing(command: Command) -> None:
     command.end(signal.SIGKILL)
+
+    command.assert_gone()
+
+
+def test_a_node_whose_fleet_ends_learns_it(command: Command) -> None:
+    async def test() -> None:
+        with trio.fail_after(DEADLINE_S):
+            async with open_node(command.directory) as node:
+                await node.subscribe(TOPICS[0].encode())
+                await trio.to_thread.run_sync(command.end, signal.SIGTERM)
+                await node.publish(TOPICS[0].encode(), b"never taken")
+
+    with pytest.RaisesGroup(pytest.RaisesExc(BusError, match="has ended"), flatten_subgroups=True):
+        trio.run(test)
 
     command.assert_gone()
 

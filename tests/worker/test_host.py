@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.network.stream.exceptions import StreamError
+from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.validators import PUBSUB_SIGNING_PREFIX
 from libp2p.utils import encode_varint_prefixed
 
@@ -134,6 +137,32 @@ def test_the_callers_message_id_decides_what_is_a_duplicate() -> None:
                 await stock.publish(TOPIC, data)
 
             assert [(await heard.messages.receive()).data for _ in range(2)] == [b"one", b"two"]
+
+    trio.run(test)
+
+
+def test_what_a_peer_says_before_it_can_be_sent_to_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = "_handle_new_peer"  # the host's own stream to a peer opens in there: held back here, as a slow network would
+    open_stream = getattr(Pubsub, method)
+
+    async def test() -> None:
+        may_open = trio.Event()
+
+        async def open_later(pubsub: Pubsub, peer: ID) -> None:
+            await may_open.wait()
+            await open_stream(pubsub, peer)
+
+        monkeypatch.setattr(Pubsub, method, open_later)
+        async with running_host(TOPIC) as heard, hostile_peer(heard.host.addresses[0]) as early:
+            await early.send(rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=TOPIC)]))
+            await early.send(rpc_pb2.RPC(publish=[early.message(TOPIC, b"early")]))
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert heard.host.peers == []
+
+            may_open.set()
+
+            assert (await heard.messages.receive()).data == b"early"
+            assert heard.host.router.topic_peers(TOPIC.encode()) == [early.host.get_id().to_bytes()]
 
     trio.run(test)
 
