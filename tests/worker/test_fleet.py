@@ -29,7 +29,7 @@ from worker.supervisor import Fleet, FleetOptions, run_fleet
 
 ROOT = Path(__file__).parents[2]
 TOPICS = [f"/eth2/6a95a1a9/data_column_sidecar_{number}/ssz_snappy" for number in range(8)]  # of both shards: see below
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 
 # py-libp2p closes some of its sockets by leaving them to the garbage collector.
 pytestmark = [

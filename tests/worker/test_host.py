@@ -29,7 +29,7 @@ from worker.topics import BytesTopics
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
 TOPIC = "/eth2/6a95a1a9/beacon_block/ssz_snappy"
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 # py-libp2p closes some of its sockets by leaving them to the garbage collector.
 pytestmark = [
