@@ -116,22 +116,31 @@ def check(statuses: dict[str, int], tool: str, *arguments: str) -> None:
 
 def set_up() -> None:
     """Make `.venv` hold what pyproject.toml asks for; nothing happens if it already does."""
-    wanted = digest()
-    if installed() == wanted:
+    if installed() == digest():
         return
     with only_one_at_a_time():
-        if installed() == wanted:  # by the run we have waited for
+        if installed() == digest():  # by the run we have waited for
             return
         STAMP.unlink(missing_ok=True)
-        if not works([PYTHON, "-c", ""]):
+        if not works([PYTHON, "--version"]):
             make_environment()
+        wanted = digest()  # before the install: pyproject.toml may change meanwhile
         install()
         STAMP.write_text(wanted)
 
 
 def digest() -> str:
-    """Of all that decides what `.venv` holds: the project's metadata, and its place (the install points back at it)."""
-    return hashlib.sha256(os.fsencode(ROOT) + b"\0" + (ROOT / "pyproject.toml").read_bytes()).hexdigest()
+    """Of all that decides what `.venv` holds.
+
+    That is the project's metadata, its place (the install points back at it), and the version of the Python behind
+    `.venv`, which may have been upgraded or be gone.
+    """
+    try:
+        version = run_quietly([PYTHON, "--version"]).stdout
+    except OSError:
+        version = ""
+    metadata = (ROOT / "pyproject.toml").read_bytes()
+    return hashlib.sha256(b"\0".join((os.fsencode(ROOT), version.encode(), metadata))).hexdigest()
 
 
 def installed() -> str | None:

@@ -126,7 +126,19 @@ def test_python_without_any_pip_says_what_to_install(project: Project) -> None:
 def test_venv_whose_python_is_gone_is_made_anew(project: Project) -> None:
     project.run("bench")
     (project.root / ".venv" / "bin" / "python").unlink()
-    (project.root / ".venv" / "shmpool-installed").unlink()
+
+    status, printed = project.run("bench", "one")
+
+    assert status == 0, printed
+    assert len(project.installs()) == 2
+
+
+def test_venv_whose_python_was_upgraded_is_filled_again(project: Project) -> None:
+    project.run("bench")
+    python = project.root / ".venv" / "bin" / "python"
+    python.unlink()
+    python.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo Python 3.99 && exit\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
 
     status, printed = project.run("bench")
 
