@@ -5,8 +5,9 @@ owner and how much of it is used; it has one writer, the holder of the owner's l
 (until a reset), by the holder of the grow lock.
 """
 
-from collections.abc import Iterator
-from mmap import mmap
+from collections.abc import Callable, Iterator
+from functools import cache
+from struct import Struct
 from typing import NamedTuple
 
 from shmpool.layout import (
@@ -45,20 +46,18 @@ def record_size(value_size: int) -> int:
     return RECORD_SIZE + value_size + RECORD_ALIGN - 1 & -RECORD_ALIGN
 
 
-def write_record(words: memoryview, data: mmap, start: int, hash_: int, value: bytes, ordinal: int) -> None:
-    """Write a whole record at byte `start` of the segment, the word that makes it live last.
+def make_record(hash_: int, value: bytes, ordinal: int) -> bytes:
+    """A whole live record, padded with zeros, to be copied to where no slot points yet.
 
-    Into committed memory, under the stripe's lock.
+    (Packing into the segment itself would zero each word first, which readers of other words have seen.)
     """
     size = len(value)
-    words[start >> 3] = hash_
-    data[start + RECORD_SIZE : start + RECORD_SIZE + size] = value
-    words[(start >> 3) + 1] = META_LIVE | ordinal << META_ORDINAL_SHIFT | size
+    return _packer(size + 7 & -8)(hash_, META_LIVE | ordinal << META_ORDINAL_SHIFT | size, value)
 
 
-def erase_record(segment: Segment, offset: int) -> None:
-    """Make what stands at `offset` no record. Under the stripe's lock, for a place that no slot points at."""
-    segment.words[(segment.constants.geometry.arena_offset + offset) // WORD_SIZE + 1] = 0
+@cache
+def _packer(size: int) -> Callable[[int, int, bytes], bytes]:
+    return Struct(f"<QQ{size}s").pack
 
 
 def read_record(segment: Segment, offset: int) -> Record:

@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 
 from shmpool.layout import TopicRef
 
-MISS: Final = itertools.repeat(TopicRef(0))  # the cell of what is not remembered
 _FULL: Final = 1 << 62  # what a cell counts down from
 
 
 class Cache:
-    """`next(get(value, MISS))` is the ref of a value, or 0, and counts the use: a cell is `itertools.repeat(ref, 2**62)`, and
-    next() of it counts down.
+    """`next(cells[value])` is the ref of a value and counts the use: a cell is `itertools.repeat(ref, 2**62)`, and next() of it
+    counts down.
 
     That is one C call, which no thread can split, so a hit is counted at the price of a plain dict function. A list
     [ref, uses] cost 1.4 times as much, and its two steps can lose a count between threads.
@@ -28,24 +27,20 @@ class Cache:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._cells: dict[bytes, itertools.repeat[TopicRef]] = {}
-        self.get = self._cells.get
+        self.cells: dict[bytes, itertools.repeat[TopicRef]] = {}
         self.values: dict[TopicRef, bytes] = {}
         # Every cell in order of its making, its ref, and what it held when its uses were last collected.
         self._all: list[itertools.repeat[TopicRef]] = []
         self._refs: list[TopicRef] = []
         self._lefts = np.zeros(0, np.int64)
 
-    def is_full(self) -> bool:
-        return len(self._all) >= self.size
-
     def add(self, value: bytes, ref: TopicRef) -> None:
-        """Remember a ref and count one use of it; the caller makes room first (`is_full`, `clear`)."""
+        """Remember a ref and count one use of it; the caller makes room first (`size`, `clear`)."""
         cell = itertools.repeat(ref, _FULL)
         # In this order an interrupt in between leaves no cell in use that is not collected.
         self._refs.append(ref)
         self._all.append(cell)
-        self._cells[value] = cell
+        self.cells[value] = cell
         next(cell)
 
     def add_value(self, ref: TopicRef, value: bytes) -> None:
@@ -70,7 +65,7 @@ class Cache:
     def clear(self) -> int:
         """Forget everything; returns the uses that were never counted."""
         dropped = int(self.pending()[1].sum())
-        self._cells.clear()
+        self.cells.clear()
         self.values.clear()
         self._all, self._refs, self._lefts = [], [], np.zeros(0, np.int64)
         return dropped

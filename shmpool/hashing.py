@@ -21,6 +21,7 @@ def make_hasher(key: bytes) -> Callable[[bytes], int]:
 
     def hash_value(value: bytes) -> int:
         # intdigest() is signed, and 1.4 times faster than int.from_bytes(digest()).
-        return int(siphash13(value, key=key).intdigest() & _UNSIGNED)
+        hash_: int = siphash13(value, key=key).intdigest() & _UNSIGNED
+        return hash_
 
     return hash_value

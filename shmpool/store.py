@@ -5,7 +5,8 @@ Guarantees:
 - Capacity is passed by at most stripe_count - 1 topics, and only by inserts that were under way at the same instant.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from math import isqrt
 from typing import Final, NoReturn
 
 import numpy as np
@@ -48,6 +49,10 @@ class Store:
         self._hash = make_hasher(self.constants.hash_key)
         self._stripe_count = self.constants.geometry.stripe_count
         self._insert_budget = self.constants.insert_budget
+        # A stripe this far below its even share of what `admit` may fill (12 standard deviations: one chance in 10**31) proves
+        # that the pool is not full, which spares adding up all stripes at every insert.
+        share = (self.constants.geometry.capacity - self.constants.reserve) // self._stripe_count
+        self._sparse_count = share - 12 * isqrt(share) - BATCH
         self.start_counting()
         self._read_origin()
         for stripe in self.stripes.unfinished():
@@ -72,21 +77,23 @@ class Store:
         """The ref of a value, inserted if the pool holds fewer than `capacity` topics. Raises PoolFullError."""
         hash_ = self._hash(value)
         stripe = hash_ * self._stripe_count >> 64
+        seen = self.stripes.state(stripe)
         offset = self.stripes.find(stripe, hash_, value)
         if offset < 0:
-            offset = self._insert(stripe, [(hash_, value, offset)], capacity)[0]
+            offset = self._insert(stripe, seen, ((hash_, value, offset),), capacity)[0]
         return TopicRef(self.origin + offset)
 
-    def _insert(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
-        offsets = self.locks[stripe].run(self._find_or_insert, stripe, items, capacity)
+    def _insert(self, stripe: int, seen: int, items: Sequence[Item], capacity: int) -> list[int]:
+        offsets = self.locks[stripe].run(self._find_or_insert, stripe, seen, items, capacity)
         if len(offsets) < len(items):
             self._refuse_insert(capacity)
         return offsets
 
-    def _find_or_insert(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
-        room = capacity - self.stripes.total()
-        budget = self._insert_budget - self.stripes.inserts
-        return self.stripes.find_or_insert(stripe, items, min(budget, room))
+    def _find_or_insert(self, stripe: int, seen: int, items: Sequence[Item], capacity: int) -> list[int]:
+        room = self._insert_budget - self.stripes.inserts
+        if self.stripes.count(stripe) > self._sparse_count:
+            room = min(room, capacity - self.stripes.total())
+        return self.stripes.find_or_insert(stripe, seen, items, room)
 
     def _refuse_insert(self, capacity: int) -> NoReturn:
         if self.stripes.inserts >= self._insert_budget:
@@ -115,23 +122,24 @@ class Store:
             groups[stripe].append((hash_, value))
         refs = np.zeros(len(values), np.uint64)
         for stripe, items in enumerate(groups):
+            seen = self.stripes.state(stripe)
             offsets = np.array(self.stripes.find_many(stripe, items), np.int64)
             missing = np.flatnonzero(offsets < 0).tolist()
             if missing and capacity is not None:
                 misses = offsets[missing].tolist()
                 offsets[missing] = self._insert_many(
-                    stripe, [(*items[i], miss) for i, miss in zip(missing, misses, strict=True)], capacity
+                    stripe, seen, [(*items[i], miss) for i, miss in zip(missing, misses, strict=True)], capacity
                 )
             refs[places[stripe]] = np.where(offsets < 0, 0, offsets + self.origin)
         return refs
 
-    def _insert_many(self, stripe: int, items: list[Item], capacity: int) -> list[int]:
+    def _insert_many(self, stripe: int, seen: int, items: list[Item], capacity: int) -> list[int]:
         offsets: list[int] = []
         while len(offsets) < len(items):
             # Far from capacity many at a time, so few that even if every stripe's holder does so they do not pass it.
             far = self.stripes.total() + self._stripe_count * BATCH < capacity
             start = len(offsets)
-            offsets += self._insert(stripe, items[start : start + (BATCH if far else 1)], capacity)
+            offsets += self._insert(stripe, seen, items[start : start + (BATCH if far else 1)], capacity)
         return offsets
 
     def resolve(self, ref: int) -> bytes:

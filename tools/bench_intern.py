@@ -1,6 +1,6 @@
 """What the pool's operations cost, beside a plain dict function measured in the same run, and what memory a pool takes.
 
-    python tools/bench_intern.py [--rounds N] [--json]
+    python tools/bench_intern.py [--rounds N] [--json] [--save]
 
 Every figure is a median over rounds; the operations and their rivals take turns within a round, so that what disturbs one
 disturbs the other. The ratio of a repeated intern or lookup to the dict function is the median of the rounds' ratios. Each
@@ -29,6 +29,8 @@ TARGETS = {  # (figure, bound, unit)
     "empty_pool_kib": (512.0, "KiB"),
     "bytes_a_topic": (64.0, "bytes beyond the value"),
 }
+UNITS = {"counter_bytes_a_topic_and_process": "bytes"}
+RESULTS = Path(__file__).parent / "results"
 HOT = 256
 REPEATS = 40
 BATCH = 50_000
@@ -64,31 +66,34 @@ def dict_function() -> Callable[[bytes], int]:
     return intern
 
 
-def time_methods(pool: Pool, values: list[bytes]) -> tuple[float, float]:
-    """Microseconds of pool.intern and pool.lookup as users call them (a method call, not a bound method kept aside)."""
+def time_intern(pool: Pool, values: list[bytes]) -> float:
+    """Microseconds of pool.intern as users call it: a method call, not a bound method kept aside."""
     start = perf_counter_ns()
     for value in values:
         pool.intern(value)
-    middle = perf_counter_ns()
+    return (perf_counter_ns() - start) / len(values) / 1000
+
+
+def time_lookup(pool: Pool, values: list[bytes]) -> float:
+    start = perf_counter_ns()
     for value in values:
         pool.lookup(value)
-    return (middle - start) / len(values) / 1000, (perf_counter_ns() - middle) / len(values) / 1000
+    return (perf_counter_ns() - start) / len(values) / 1000
 
 
 def measure_hits(pool: Pool, rounds: int) -> dict[str, float]:
-    rival, hot = dict_function(), topics(HOT)
-    time_calls(rival, hot)
-    time_methods(pool, hot)
-    seen: dict[str, list[float]] = {name: [] for name in ("dict_us", "intern_hit_us", "lookup_hit_us")}
-    for number in range(rounds):
-        values = fresh(hot * REPEATS)
-        if number % 2:
-            seen["dict_us"].append(time_calls(rival, values))
-        intern_us, lookup_us = time_methods(pool, fresh(hot * REPEATS))
-        seen["intern_hit_us"].append(intern_us)
-        seen["lookup_hit_us"].append(lookup_us)
-        if not number % 2:
-            seen["dict_us"].append(time_calls(rival, values))
+    hot, rival = topics(HOT), dict_function()
+    contestants: list[tuple[str, Callable[[list[bytes]], float]]] = [
+        ("dict_us", lambda values: time_calls(rival, values)),
+        ("intern_hit_us", lambda values: time_intern(pool, values)),
+        ("lookup_hit_us", lambda values: time_lookup(pool, values)),
+    ]
+    seen: dict[str, list[float]] = {name: [] for name, _ in contestants}
+    for number in range(3 * rounds + 1):
+        for name, contestant in contestants[number % 3 :] + contestants[: number % 3]:
+            took = contestant(fresh(hot * REPEATS))
+            if number:  # the first round is for warming up
+                seen[name].append(took)
     figures = {name: statistics.median(times) for name, times in seen.items()}
     for name in ("intern", "lookup"):
         ratios = [mine / theirs for mine, theirs in zip(seen[f"{name}_hit_us"], seen["dict_us"], strict=True)]
@@ -159,7 +164,8 @@ def measure_memory(name: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What interning costs, beside a dict function in the same run.")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, as in tools/results/intern.json")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--save", action="store_true", help="keep it in tools/results/intern.json too, and draw it")
     parser.add_argument("--insert", nargs=2, metavar=("POOL", "ROUND"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.insert:
@@ -172,14 +178,22 @@ def main() -> None:
     figures |= measure_misses(name, options.rounds)
     figures |= measure_batches(name, max(options.rounds // 3, 3))
     figures |= measure_memory(name)
+    command = " ".join(["python", "tools/" + Path(sys.argv[0]).name, *sys.argv[1:]])
+    record = json.dumps({"command": command, **machine(), "figures": figures}, indent=2)
+    if options.save:
+        (RESULTS / "intern.json").write_text(record + "\n")
+        subprocess.run([sys.executable, Path(__file__).with_name("plot_bench.py")], check=True)
     if options.json:
-        command = " ".join(["python", "tools/" + Path(sys.argv[0]).name, *sys.argv[1:]])
-        print(json.dumps({"command": command, **machine(), "figures": figures}, indent=2))
-        return
-    print(f"{platform.python_implementation()} {platform.python_version()}, {os.cpu_count()} cores, {options.rounds} rounds, medians")
+        print(record)
+    else:
+        show(figures, options.rounds)
+
+
+def show(figures: dict[str, float], rounds: int) -> None:
+    print(f"CPython {platform.python_version()}, {os.cpu_count()} cores, medians of {rounds} rounds")
     for figure, value in figures.items():
-        bound, unit = TARGETS.get(figure, (None, figure.rpartition("_")[2]))
-        verdict = "" if bound is None else f"target {bound:g}: {'met' if value <= bound else 'MISSED'}"
+        bound, unit = TARGETS.get(figure, (None, UNITS.get(figure, "us")))
+        verdict = "" if bound is None else f"at most {bound:g}: {'met' if value <= bound else 'MISSED'}"
         print(f"{figure:36}{value:10.3f} {unit:24}{verdict}")
 
 
