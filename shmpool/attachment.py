@@ -4,8 +4,8 @@ Guarantees:
 - A process is attached exactly as long as some description of it holds its row's byte. Pids are stored for people only: they
   repeat, and collide across containers.
 - A forked child has a row of its own from its first instruction, or finds the pool closed; it never shares its parent's.
-
-This code assumes that Python's fork hooks run; a fork made inside C code bypasses them and must not use the pool.
+  That holds when a signal handler forks inside an operation, when one raises inside the hooks, and (see lock.py) when C code
+  forks past them. In this last case the child keeps its parent's row alive until it ends or executes another program.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from shmpool.errors import PoolError, PoolFullError
 from shmpool.layout import ATTACHED, PID, PROCESS_BYTES, START_TIME, WORD_SIZE
 from shmpool.ledger import Words, clear_stale_ledger, commit_ledger, finish_fold, fold, ledger_word, row_word
-from shmpool.lock import ByteLock, others_hold, try_lock, unlock
+from shmpool.lock import ALL_SIGNALS, ByteLock, adopt_process, forget_mutexes, others_hold, try_lock, unlock
 from shmpool.segment import Segment, reopen
 
 
@@ -72,14 +72,20 @@ class Attachment:
         self._adopt_ledger()
 
     def leave(self) -> None:
-        """Fold the row and free it. Only for the holder of the gate.
+        """Fold the row; closing the segment then frees it. Only for the holder of the gate; again is harmless.
 
         Where the totals' ledger finds no memory the row stays as a killed process's would, for a later attach to fold.
         """
-        _attachments.discard(self)
         with suppress(PoolFullError):
             fold(self.segment, self.row)
-        unlock(self.segment.fd, PROCESS_BYTES + self.row)
+
+    def retire(self) -> None:
+        """Once the segment is closed: forks need not prepare for this attachment any more."""
+        _attachments.discard(self)
+
+    def locks_in_order(self) -> list[ByteLock]:
+        """All locks of the pool in the order of locking: the gate, the stripes ascending, growth."""
+        return [self.gate, *self.locks]
 
 
 def take_row(segment: Segment, fd: int) -> int:
@@ -143,82 +149,103 @@ class _Fork:
     """What the hook before a fork prepared for one attachment: a locked row on a description that only the child keeps."""
 
     attachment: Attachment
-    frozen: list[ByteLock]
     fd: int = -1
     row: int = -1
+    is_ready: bool = False
 
     def prepare(self) -> None:
         segment, gate = self.attachment.segment, self.attachment.gate
-        row = None
         try:
             self.fd = reopen(segment.fd)
             row = _take_clean_row(segment, self.fd)
-            if row is None:
-                row = gate.run(take_row, segment, self.fd)
-        except (OSError, PoolError):
-            pass  # no descriptor or no row to be had: the child will find the pool closed
-        for lock in (*self.attachment.locks, gate):
-            if not lock.freeze():
-                return  # forked by a signal handler inside an operation, which must not go on in the child
-            self.frozen.append(lock)
-        self.row = -1 if row is None else row
+            self.row = gate.run(take_row, segment, self.fd) if row is None else row
+        except (OSError, ValueError, PoolError):
+            return  # no descriptor or no row to be had, or closed meanwhile: the child will find the pool closed
+        self.is_ready = True
 
     def finish_in_parent(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
-        self._thaw()
 
     def finish_in_child(self) -> None:
-        segment = self.attachment.segment
-        inherited, segment.fd = segment.fd, self.fd
-        os.close(inherited)
-        if self.row >= 0:
-            self.attachment.settle(self.row)
-        else:
-            self.attachment.is_seated = False
-            _attachments.discard(self.attachment)
-        self._thaw()
-        self.attachment.on_fork_in_child()
+        attachment, segment = self.attachment, self.attachment.segment
+        inherited = segment.fd
+        try:
+            if self.is_ready and all(lock.is_mine() for lock in attachment.locks_in_order()):
+                segment.fd = self.fd
+                attachment.settle(self.row)
+            elif inherited >= 0:
+                forget_mutexes()
+                segment.make_private()
+                segment.fd = -1
+                attachment.is_seated = False
+                attachment.retire()
+                self.finish_in_parent()
+        finally:
+            if inherited >= 0:
+                os.close(inherited)
+            attachment.on_fork_in_child()
 
-    def _thaw(self) -> None:
-        for lock in self.frozen:
-            lock.thaw()
+
+class _Forking(threading.local):
+    """What the hooks of one thread's fork hand to each other. Any of them may have been cut short by a signal handler's
+    exception, which Python reports and then goes on forking: so each takes what it finds."""
+
+    def __init__(self) -> None:
+        self.mask: set[int | signal.Signals] | None = None
+        self.forks: list[_Fork] = []
+        self.frozen: list[ByteLock] = []
 
 
 _serials = itertools.count()
 _attachments: "weakref.WeakSet[Attachment]" = weakref.WeakSet()
-_fork_mutex = threading.RLock()
-_forks: list[tuple[list[_Fork], set[int | signal.Signals]]] = []
+_forking = _Forking()
 
 
 def _before_fork() -> None:
-    _fork_mutex.acquire()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    forks: list[_Fork] = []
-    nested = bool(_forks)
-    _forks.append((forks, mask))
-    for attachment in sorted(_attachments, key=lambda one: one.serial):
-        fork = _Fork(attachment, [])
-        forks.append(fork)
-        if not nested:
-            fork.prepare()
+    _forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
+    attachments = sorted(_attachments, key=lambda attachment: attachment.serial)
+    # Where this thread is inside an operation, forked by a signal handler, it must not go on with it in the child.
+    inside = [attachment for attachment in attachments if any(lock.is_mine() for lock in attachment.locks_in_order())]
+    for attachment in attachments:
+        _forking.forks.append(_Fork(attachment))
+        if attachment not in inside:
+            _forking.forks[-1].prepare()
+    for attachment in attachments:
+        if attachment not in inside:
+            for lock in attachment.locks_in_order():
+                _forking.frozen.append(lock)  # first: to thaw once too often is harmless
+                lock.freeze()
 
 
 def _after_fork_in_parent() -> None:
-    forks, mask = _forks.pop()
-    for fork in forks:
-        fork.finish_in_parent()
-    _fork_mutex.release()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        while _forking.forks:
+            _forking.forks.pop().finish_in_parent()
+    finally:
+        _thaw()
 
 
 def _after_fork_in_child() -> None:
-    global _fork_mutex  # noqa: PLW0603 - the parent's other threads, who might wait for it, are gone
-    forks, mask = _forks.pop()
-    _fork_mutex = threading.RLock()
-    for fork in forks:
-        fork.finish_in_child()
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        prepared = {id(fork.attachment): fork for fork in _forking.forks}
+        for attachment in list(_attachments):
+            prepared.get(id(attachment), _Fork(attachment)).finish_in_child()
+        _forking.forks.clear()
+        adopt_process()
+    finally:
+        _thaw()
+
+
+def _thaw() -> None:
+    try:
+        while _forking.frozen:
+            _forking.frozen.pop().thaw()
+    finally:
+        mask, _forking.mask = _forking.mask, None
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

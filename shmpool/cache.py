@@ -6,7 +6,7 @@ valid as long as the pool (or until a reset, which empties the cache), so no ent
 """
 
 import itertools
-from operator import length_hint
+from operator import itemgetter, length_hint
 from typing import Final
 
 import numpy as np
@@ -29,17 +29,15 @@ class Cache:
         self.size = size
         self.cells: dict[bytes, itertools.repeat[TopicRef]] = {}
         self.values: dict[TopicRef, bytes] = {}
-        # Every cell in order of its making, its ref, and what it held when its uses were last collected.
-        self._all: list[itertools.repeat[TopicRef]] = []
-        self._refs: list[TopicRef] = []
+        # Every ref and its cell in order of their making, and what each held when its uses were last collected.
+        self._all: list[tuple[TopicRef, itertools.repeat[TopicRef]]] = []
         self._lefts = np.zeros(0, np.int64)
 
     def add(self, value: bytes, ref: TopicRef) -> None:
         """Remember a ref and count one use of it; the caller makes room first (`size`, `clear`)."""
         cell = itertools.repeat(ref, _FULL)
         # In this order an interrupt in between leaves no cell in use that is not collected.
-        self._refs.append(ref)
-        self._all.append(cell)
+        self._all.append((ref, cell))
         self.cells[value] = cell
         next(cell)
 
@@ -51,21 +49,25 @@ class Cache:
 
     def pending(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
         """Uses since the last `settle`: refs and their uses, shapes (n,), and what to settle with. About 50 ns a cell."""
-        lefts = np.fromiter(map(length_hint, self._all), np.int64)
+        lefts = np.fromiter(map(length_hint, map(itemgetter(1), self._all)), np.int64)
         before = np.full(len(lefts), _FULL)
         before[: len(self._lefts)] = self._lefts
         used = np.flatnonzero(before != lefts)
-        refs = np.array([self._refs[place] for place in used.tolist()], np.uint64)
+        refs = np.array([self._all[place][0] for place in used.tolist()], np.uint64)
         return refs, (before - lefts)[used].astype(np.uint64), lefts
 
     def settle(self, lefts: NDArray[np.int64]) -> None:
         """Those uses were counted."""
         self._lefts = lefts
 
-    def clear(self) -> int:
-        """Forget everything; returns the uses that were never counted."""
-        dropped = int(self.pending()[1].sum())
+    def close_cells(self) -> None:
+        """Hand out no cell any more, so that what `pending` then tells is the last of them."""
         self.cells.clear()
         self.values.clear()
-        self._all, self._refs, self._lefts = [], [], np.zeros(0, np.int64)
+
+    def clear(self) -> int:
+        """Forget everything; returns the uses that were never counted."""
+        self.close_cells()
+        dropped = int(self.pending()[1].sum())
+        self._all, self._lefts = [], np.zeros(0, np.int64)
         return dropped

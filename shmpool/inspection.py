@@ -15,13 +15,11 @@ from shmpool.layout import (
     COUNT,
     COUNTERS,
     INTENT,
-    MIN_TABLE_BITS,
     OCCUPIED,
     OFFSET_MASK,
     PID,
     START_TIME,
     STRIPE_WORDS,
-    TABLE,
     WORD_SIZE,
     TopicRef,
 )
@@ -124,7 +122,7 @@ def read_stats(stripes: Stripes, own_row: int) -> PoolStats:
         arena_committed_size=stripes.limit(),
         arena_size=geometry.arena_size,
         memory_size=segment.memory_size,
-        total=_counters(snapshot.counters.sum(axis=0)),
+        total=_counters(snapshot.counters.sum(axis=0, dtype=np.uint64)),
         processes=tuple(_processes(segment, snapshot, own_row)),
     )
 
@@ -153,7 +151,7 @@ def _counters(values: "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]") -> Cou
     return Counters(**dict(zip(COUNTERS, map(int, values), strict=True)))
 
 
-def count_topics(stripes: Stripes, k: int, origin: int) -> list[TopicCount]:
+def count_topics(stripes: Stripes, k: int) -> list[TopicCount]:
     """The k most used topics, most used first, ties in order of their refs."""
     segment, stripe_count = stripes.segment, stripes.geometry.stripe_count
     uses = take_snapshot(segment, with_uses=True).uses
@@ -163,7 +161,7 @@ def count_topics(stripes: Stripes, k: int, origin: int) -> list[TopicCount]:
         return int(uses[column]) if column < len(uses) else 0
 
     best = heapq.nsmallest(k, ((-used(record), record.offset, record) for record in stripes.records()))
-    return [TopicCount(TopicRef(origin + offset), read_value(segment, record), -count) for count, offset, record in best]
+    return [TopicCount(TopicRef(stripes.origin + offset), read_value(segment, record), -count) for count, offset, record in best]
 
 
 def check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> list[Finding]:
@@ -179,16 +177,12 @@ def check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], in
 def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> Iterator[Finding]:
     segment, geometry = stripes.segment, stripes.geometry
     row = geometry.stripes_offset // WORD_SIZE + stripe * STRIPE_WORDS
-    table, intent, count, chunk = (segment.words[row + field] for field in (TABLE, INTENT, COUNT, CHUNK))
+    intent, count, chunk = (segment.words[row + field] for field in (INTENT, COUNT, CHUNK))
     anew = "Values and refs of this stripe cannot be trusted. Make the pool anew."
     where = f"stripe {stripe}"
-    bits, region = table & 0xFF, table >> 8 & 0xFF
-    if table >> 16 != stripes.epoch or not MIN_TABLE_BITS <= bits <= geometry.max_table_bits or region > 1:
-        yield Finding(f"table word {table:#x} names no table", where, anew)
-        return
+    _, table_word, bits, _ = stripes.table(stripe)
     if intent:
         yield Finding(f"intent {intent:#x} is left after recovery", where, anew)
-    table_word = geometry.table_offset(stripe, region, bits) // WORD_SIZE
     slots = read_table(segment.words, table_word, 1 << bits)
     pointed = {int(slot) & OFFSET_MASK for slot in slots[slots != 0]}
     if len(pointed) != int((slots != 0).sum()):

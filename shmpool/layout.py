@@ -48,9 +48,9 @@ HEADER: Final = np.dtype(
         ("reserved_0", "<u8", (15,)),
         ("checksum", "<u8"),  # of all the above but the magic
         # Mutable words, each in a cache line of its own.
-        ("epoch", "<u8"),  # reset count << 40 | origin of refs; one store commits a reset, by the gate's holder
+        ("epoch", "<u8"),  # sealed: the origin of refs; one store commits a reset, by the gate's holder
         ("reserved_1", "<u8", (7,)),
-        ("arena_limit", "<u8"),  # reset count << 40 | bytes of arena taken and committed; by the grow lock's holder
+        ("arena_limit", "<u8"),  # sealed: bytes of arena taken and committed; by the grow lock's holder
         ("reserved_2", "<u8", (7,)),
         ("fold", "<u8"),  # the gate's intent: a dead row being added to the totals; see attachment.py
         ("reserved_3", "<u8", (7,)),
@@ -60,7 +60,7 @@ HEADER: Final = np.dtype(
 
 STRIPE: Final = np.dtype(  # one cache line; all written under the stripe's lock
     [
-        ("table", "<u8"),  # reset count << 16 | which of the two regions << 8 | log2 of the slot count
+        ("table", "<u8"),  # sealed: which of the two regions << 8 | log2 of the slot count
         ("intent", "<u8"),  # operation << 56 | place; set before anything changes, cleared last
         ("count", "<u8"),  # live records, and the next record's ordinal; derived from the newest record by recovery
         ("chunk", "<u8"),  # index of the chunk being filled, plus 1
@@ -76,7 +76,7 @@ PROCESS: Final = np.dtype(  # two cache lines; written only by the process that 
         ("pid", "<u8"),  # 0: the row is clean. For people: liveness is the row's byte lock
         ("start_time", "<u8"),  # of the process, in clock ticks since boot; for people
         ("attached_ns", "<u8"),  # wall clock
-        ("ledger", "<u8"),  # reset count << 40 | bytes committed of the row's ledger
+        ("ledger", "<u8"),  # sealed: bytes committed of the row's ledger
         ("hits", "<u8"),
         ("misses", "<u8"),
         ("inserts", "<u8"),
@@ -130,6 +130,23 @@ GATE_BYTE: Final = 0
 GROW_BYTE: Final = 1
 STRIPE_BYTES: Final = 1 << 12
 PROCESS_BYTES: Final = 1 << 13
+
+
+def seal(epoch: int, value: int) -> int:
+    """A word that holds a value below 2**40 of a certain epoch (1 + the count of resets), and a check of both.
+
+    Whole regions hang on these few words; the check finds every single flipped bit. 0 is no sealed word.
+    """
+    body = epoch << 40 | value
+    return (body % 251 + 1) << 56 | body
+
+
+def unseal(word: int) -> tuple[int, int] | None:
+    """The epoch and value of a sealed word, (0, 0) of one never written, None of one that is damaged."""
+    if not word:
+        return 0, 0
+    body = word & (1 << 56) - 1
+    return (body >> 40, body & LOW_40) if word >> 56 == body % 251 + 1 else None
 
 
 def _word_of(dtype: np.dtype[np.void], field: str) -> int:

@@ -13,18 +13,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from shmpool.errors import PoolCorruptError
 from shmpool.layout import (
     COUNTERS,
     EPOCH_WORD,
     FIRST_COUNTER,
     FOLD_WORD,
     LEDGER,
-    LOW_40,
     PAGE_SIZE,
     PID,
     PROCESS_WORDS,
-    TAG_SHIFT,
     WORD_SIZE,
+    seal,
 )
 from shmpool.segment import Segment
 
@@ -53,32 +53,35 @@ def ledger_word(segment: Segment, row: int) -> int:
 
 def ledger_size(segment: Segment, row: int) -> int:
     """Bytes of a row's ledger that count: committed, and since the last reset."""
-    state = int(segment.words[row_word(segment, row) + LEDGER])
-    if state >> TAG_SHIFT != segment.words[EPOCH_WORD] >> TAG_SHIFT:
-        return 0
-    return min(state & LOW_40, segment.constants.geometry.ledger_size)
+    epoch, size = _read_ledger(segment, row)
+    return size if epoch == _epoch(segment) else 0
 
 
 def commit_ledger(segment: Segment, row: int, size: int) -> int:
     """Commit a row's ledger to at least `size` bytes and publish how far; returns that. Raises PoolFullError."""
     size = -(-size // PAGE_SIZE) * PAGE_SIZE
     segment.commit(ledger_word(segment, row) * WORD_SIZE, size)
-    epoch = segment.words[EPOCH_WORD] >> TAG_SHIFT
-    segment.words[row_word(segment, row) + LEDGER] = epoch << TAG_SHIFT | size
+    segment.words[row_word(segment, row) + LEDGER] = seal(_epoch(segment), size)
     return size
 
 
 def clear_stale_ledger(segment: Segment, row: int) -> int:
     """Zero a row's ledger if it is from before the last reset; returns its committed bytes."""
-    place = row_word(segment, row) + LEDGER
-    epoch = segment.words[EPOCH_WORD] >> TAG_SHIFT
-    state = segment.words[place]
-    size = min(state & LOW_40, segment.constants.geometry.ledger_size)
-    if state >> TAG_SHIFT != epoch:
+    epoch, size = _read_ledger(segment, row)
+    if size and epoch != _epoch(segment):
         start = ledger_word(segment, row) * WORD_SIZE
         segment.data[start : start + size] = bytes(size)
-        segment.words[place] = epoch << TAG_SHIFT | size
-    return int(size)
+        segment.words[row_word(segment, row) + LEDGER] = seal(_epoch(segment), size)
+    return size
+
+
+def _epoch(segment: Segment) -> int:
+    return segment.read_sealed(EPOCH_WORD, "the epoch word")[0]
+
+
+def _read_ledger(segment: Segment, row: int) -> tuple[int, int]:
+    epoch, size = segment.read_sealed(row_word(segment, row) + LEDGER, f"the ledger word of process row {row}")
+    return epoch, min(size, segment.constants.geometry.ledger_size)
 
 
 def fold(segment: Segment, row: int) -> None:
@@ -87,6 +90,7 @@ def fold(segment: Segment, row: int) -> None:
     Raises PoolFullError, with nothing changed, where the totals' ledger finds no memory.
     """
     words = segment.words
+    finish_fold(segment)  # one that somebody was killed in; its word must not be overwritten
     if words[row_word(segment, row) + PID] == 0:
         return
     size = ledger_size(segment, row)
@@ -104,6 +108,10 @@ def finish_fold(segment: Segment) -> None:
     if state & _FOLD_ROW == 0:
         return
     row = (state & _FOLD_ROW) - 1
+    if row >= segment.constants.geometry.process_count:
+        raise PoolCorruptError(
+            f"pool {segment.pool_name!r}: its fold word ({state:#x}) names no row. Nothing was changed. Make the pool anew."
+        )
     serial = state >> _FOLD_SERIAL_SHIFT << _FOLD_SERIAL_SHIFT
     step = state >> _FOLD_STEP_SHIFT & _FOLD_STEP_MASK
     scratch = segment.constants.geometry.scratch_offset
@@ -116,8 +124,9 @@ def finish_fold(segment: Segment) -> None:
             data[source : source + size] = bytes(size)
         step += 1
         words[FOLD_WORD] = serial | step << _FOLD_STEP_SHIFT | (row + 1)
-    words[row_word(segment, row) + PID] = 0
+    # In this order: a row with pid 0 may be taken by a fork, which does not hold the gate. Folding zeros again is harmless.
     words[FOLD_WORD] = serial
+    words[row_word(segment, row) + PID] = 0
 
 
 def _block_count(segment: Segment, row: int) -> int:
@@ -160,7 +169,7 @@ def take_snapshot(segment: Segment, *, with_uses: bool) -> Snapshot:
 
 def _read_rows(segment: Segment, fold_state: int, *, with_uses: bool) -> Snapshot:
     rows = range(-1, segment.constants.geometry.process_count)
-    folding = (fold_state & _FOLD_ROW) - 1
+    folding = (fold_state & _FOLD_ROW) - 1  # of a damaged word, a row that no loop below meets
     step = fold_state >> _FOLD_STEP_SHIFT & _FOLD_STEP_MASK
     redo = step // 2 if folding >= 0 and step % 2 == 1 else None
 

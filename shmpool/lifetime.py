@@ -16,13 +16,12 @@ from shmpool.header import Constants
 from shmpool.layout import (
     EPOCH_WORD,
     GATE_BYTE,
-    LOW_40,
     MAX_ARENA_SIZE,
     MAX_EPOCH,
     MIN_ORIGIN,
     PROCESS_BYTES,
-    TAG_SHIFT,
     Geometry,
+    seal,
 )
 from shmpool.lock import (
     ByteLock,
@@ -84,14 +83,14 @@ def choose_constants(
 
 
 def create(name: str, constants: Constants) -> Seat:
-    """Make a pool and join it. Raises PoolExistsError, PoolFullError; nothing is left behind then."""
+    """Make a pool and join it. Raises PoolExistsError, PoolFullError; nothing is left behind then, nor by an interrupt."""
     segment = segments.create(name, constants)
     try:
-        segment.words[EPOCH_WORD] = 1 << TAG_SHIFT | choose_origin(constants.geometry, 0)
+        segment.words[EPOCH_WORD] = seal(1, choose_origin(constants.geometry, 0))
         gate = _gate(segment)
         return gate.run(_publish, segment, gate)
     except BaseException:
-        segment.close()
+        abandon(segment)
         raise
 
 
@@ -100,11 +99,21 @@ def _publish(segment: Segment, gate: ByteLock) -> Seat:
     # this process dies before they are there, the next to attach makes them.
     row = take_row(segment, segment.fd)
     segment.link()
+    return Seat(segment, gate, row, _open_semaphores(segment))
+
+
+def abandon(segment: Segment) -> None:
+    """Undo a create or attach that did not come to its end: remove the pool if nobody else is attached, and close."""
     try:
-        return Seat(segment, gate, row, _open_semaphores(segment))
-    except BaseException:
+        if segment.fd >= 0 and not segment.constants.persistent:
+            _gate(segment).run(_remove_unused, segment)
+    finally:
+        segment.close()
+
+
+def _remove_unused(segment: Segment) -> None:
+    if not _is_in_use(segment):
         remove(segment)
-        raise
 
 
 def attach(name: str) -> Seat:
@@ -136,11 +145,10 @@ def _open_semaphores(segment: Segment) -> Semaphores:
 
 
 def leave(attachment: Attachment) -> None:
-    """Give up the row, and remove the pool if that was the last and it is not persistent. Under the gate."""
+    """Fold the row, and remove the pool if that was the last and it is not persistent. Under the gate; again is harmless."""
     attachment.leave()
-    segment = attachment.segment
-    if not segment.constants.persistent and not _is_in_use(segment):
-        remove(segment)
+    if not attachment.segment.constants.persistent:
+        _remove_unused(attachment.segment)
 
 
 def unlink(name: str) -> None:
@@ -162,10 +170,12 @@ def _unlink(segment: Segment) -> None:
 
 
 def remove(segment: Segment) -> None:
-    """Remove the semaphores and the name, unless the name leads elsewhere by now. Under the gate."""
-    if segment.is_linked():
-        unlink_semaphores(segment.constants.pool_id, segment.constants.geometry.stripe_count)
-        segment.unlink()
+    """Remove the semaphores, which are named after this very pool, and the name, unless it leads elsewhere by now.
+
+    Under the gate.
+    """
+    unlink_semaphores(segment.constants.pool_id, segment.constants.geometry.stripe_count)
+    segment.unlink()
 
 
 def reset(attachment: Attachment) -> None:
@@ -180,11 +190,11 @@ def reset(attachment: Attachment) -> None:
             f"pool {segment.pool_name!r}: others are attached, and their refs would become invalid. Nothing was changed. Close "
             "them first."
         )
-    state = segment.words[EPOCH_WORD]
-    epoch = (state >> TAG_SHIFT) + 1
+    epoch, origin = segment.read_sealed(EPOCH_WORD, "the epoch word")
+    epoch += 1
     if epoch > MAX_EPOCH:
         raise PoolError(f"pool {segment.pool_name!r} was reset {epoch - 2} times, the most there can be. Make it anew.")
-    segment.words[EPOCH_WORD] = epoch << TAG_SHIFT | choose_origin(segment.constants.geometry, state & LOW_40)
+    segment.words[EPOCH_WORD] = seal(epoch, choose_origin(segment.constants.geometry, origin))
     attachment.forget_ledger()
 
 

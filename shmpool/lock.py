@@ -6,31 +6,34 @@ drops when the holder's descriptors close, in any pid namespace. The semaphore o
 nobody is admitted by it alone, a surplus token is harmless and a lost one costs a wait of TURNSTILE_S.
 
 Guarantees:
-- At most one thread of one process is inside a StripeLock; a killed holder's lock is free once the kernel has reaped its files.
+- At most one thread of one process is inside a lock; a killed holder's lock is free once the kernel has reaped its files.
 - A stopped holder (SIGSTOP) keeps its lock: nothing is ever stolen on a time-out alone.
 - An exception from a signal handler, at any bytecode, leaves neither the byte nor a token behind.
+- A thread that asks for a lock it holds (from a signal handler or a finalizer, through whatever attachment) is refused.
+- A forked child that did not get a description of its own from the fork hooks is refused: it would share its parent's locks.
 
 This module alone imports posix_ipc.
 """
 
 import errno
+import mmap
 import os
 import signal
 import struct
 import threading
+import weakref
 from collections.abc import Callable
 from fcntl import F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_UNLCK, F_WRLCK, fcntl
-from threading import get_ident
-from typing import Final, Protocol, TypeVar, TypeVarTuple
+from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
 import posix_ipc
 
-from shmpool.errors import PoolBusyError, PoolError, PoolFullError
+from shmpool.errors import PoolBusyError, PoolClosedError, PoolError, PoolFullError
 
 TURNSTILE_S: Final = 0.02
+ALL_SIGNALS: Final = signal.valid_signals()
 _NO_WAIT: Final = (0,)
 _TIMED: Final = (TURNSTILE_S,)
-_ALL_SIGNALS: Final = signal.valid_signals()
 _SEM_DIR: Final = "/dev/shm"
 _SEM_SIZE: Final = 32  # glibc's sem_t; mapping a shorter file would trap
 _SEM_MODE: Final = 0o600
@@ -39,51 +42,110 @@ Semaphores = list[posix_ipc.Semaphore]
 Ts = TypeVarTuple("Ts")
 T = TypeVar("T")
 
+# The kernel zeroes this page in a forked child (MADV_WIPEONFORK, Linux 4.14), however it was forked. The child's fork hook marks
+# it again once every attachment has a description of its own; until then, and for ever if the hook was skipped or interrupted
+# by an exception, the child is refused. Reading the byte costs 30 ns; os.getpid() would cost 60 and a counter set by
+# the hooks would prove nothing about forks that bypass them.
+_marked: Final = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+_MADV_WIPEONFORK: Final = 18
+_marked.madvise(_MADV_WIPEONFORK)
+_marked[0] = 1
+
+
+def is_own_process() -> bool:
+    """Whether this process may use the attachments it finds: it made them, or the fork hooks made them its own."""
+    return bool(_marked[0])
+
+
+def adopt_process() -> None:
+    """For the fork hook, in the child, once every attachment is either its own or closed."""
+    _marked[0] = 1
+
 
 class Described(Protocol):
-    """Whoever has the descriptor that locks are taken on; fork replaces it in the child."""
+    """Whoever has the descriptor that locks are taken on; fork replaces it in the child, and closing makes it negative."""
 
     fd: int
+
+
+class _Mutexes(dict[int, Any]):
+    """The mutexes (RLocks) of one file's bytes, shared by all attachments of this process: each has descriptions of its own,
+    so the kernel would let a thread wait for itself."""
+
+
+_mutexes: "weakref.WeakValueDictionary[tuple[int, int], _Mutexes]" = weakref.WeakValueDictionary()
+
+
+def mutexes_of(fd: int) -> _Mutexes:
+    """The mutexes of the file behind `fd`."""
+    state = os.fstat(fd)
+    return _mutexes.setdefault((state.st_dev, state.st_ino), _Mutexes())
+
+
+def forget_mutexes() -> None:
+    """In a forked child that closes attachments: threads that held their mutexes are not there to release them."""
+    _mutexes.clear()
 
 
 class ByteLock:
     """One byte of a file, locked against other processes by its description and against this one's threads by a mutex."""
 
-    __slots__ = ("_file", "_lock", "_mutex", "_owner", "_unlock", "what")
+    __slots__ = ("_file", "_lock", "_mutex", "_mutexes", "_unlock", "what")
 
     def __init__(self, file: Described, byte: int, what: str) -> None:
         self._file = file
         self._lock = _flock(F_WRLCK, byte)
         self._unlock = _flock(F_UNLCK, byte)
-        self._mutex = threading.Lock()
-        self._owner = 0
+        self._mutexes = mutexes_of(file.fd)  # kept alive by those who use it
+        # An RLock never waits for its own thread. Only that matters here, as re-entry is refused; and that _is_owned (there
+        # since Python 3.2, for Condition) is set and cleared in the C calls that take and release it, so that no handler finds
+        # the one done and the other not.
+        self._mutex = self._mutexes.setdefault(byte, threading.RLock())
         self.what = what
 
     def run(self, body: Callable[[*Ts], T], /, *args: *Ts) -> T:
-        """Call `body` holding the lock. Raises PoolBusyError if this very thread holds it already, further up its stack."""
-        self._refuse_reentry()
+        """Call `body` holding the lock.
+
+        Raises PoolBusyError if this very thread holds it already, further up its stack; PoolClosedError if the file was closed
+        meanwhile, or this process was forked past the hooks.
+        """
+        if self.is_mine():
+            self.refuse_reentry()
         with self._mutex:
+            if not _marked[0] or self._file.fd < 0:
+                self._refuse_closed()
             try:
-                self._owner = get_ident()
                 fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
                 return body(*args)
             finally:
-                self._owner = 0
-                fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
+                self._unlock_byte()
 
-    def _refuse_reentry(self) -> None:
-        if self._owner == get_ident():
-            raise PoolBusyError(
-                f"{self.what}: a signal handler or finalizer asked for the lock that its own thread holds. Nothing was "
-                "changed, and the interrupted operation goes on; ask again outside the handler."
-            )
+    def _unlock_byte(self) -> None:
+        if self._file.fd >= 0:  # else the body closed it, and so unlocked the byte
+            fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
 
-    def freeze(self) -> bool:
-        """Wait until no thread of this process is inside, and keep it so until `thaw`; False if the caller itself is inside."""
-        return self._owner != get_ident() and self._mutex.acquire()
+    def is_mine(self) -> bool:
+        """Whether the calling thread is inside, through this or another attachment of the process."""
+        return bool(self._mutex._is_owned())  # noqa: SLF001 - see __init__
+
+    def refuse_reentry(self) -> None:
+        raise PoolBusyError(
+            f"{self.what}: a signal handler or finalizer asked for the lock that its own thread holds. Nothing was changed, and "
+            "the interrupted operation goes on; ask again outside the handler."
+        )
+
+    def _refuse_closed(self) -> None:
+        why = "was closed by another thread" if _marked[0] else "was forked without Python's fork hooks and is not attached"
+        raise PoolClosedError(f"{self.what}: {why}. Nothing was changed; other processes are not affected. Attach again.")
+
+    def freeze(self) -> None:
+        """Wait until no other thread of this process is inside, and keep it so until `thaw`."""
+        self._mutex.acquire()
 
     def thaw(self) -> None:
-        self._mutex.release()
+        """Undo one `freeze`; harmless without one."""
+        if self.is_mine():
+            self._mutex.release()
 
 
 class StripeLock(ByteLock):
@@ -103,12 +165,13 @@ class StripeLock(ByteLock):
         # after any call returns, so the token must be stored by the same C call that takes it (extend over map), inside
         # the `try`, and every step of giving back is in a `finally` of its own. `t = acquire()` before the `try` lost the
         # token in 61 % of interrupts that hit there.
-        if self._owner == get_ident():
-            self._refuse_reentry()
+        if self.is_mine():
+            self.refuse_reentry()
         with self._mutex:
+            if not _marked[0] or self._file.fd < 0:
+                self._refuse_closed()
             admitted: list[object] = []
             try:
-                self._owner = get_ident()
                 try:
                     admitted.extend(map(self._acquire, _NO_WAIT))
                 except posix_ipc.BusyError:
@@ -117,7 +180,6 @@ class StripeLock(ByteLock):
                     fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
                 return body(*args)
             finally:
-                self._owner = 0
                 try:
                     fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
                 finally:
@@ -147,7 +209,7 @@ class StripeLock(ByteLock):
         # TURNSTILE_S would disable takeover: so no handler runs during the wait.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _ALL_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ALL_SIGNALS)
             admitted.extend(map(self._acquire, _TIMED))
         except posix_ipc.BusyError:
             return False

@@ -7,36 +7,22 @@ Guarantees:
 - After an error nothing is half done.
 """
 
-import atexit
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from multiprocessing import util
 from operator import index
-from threading import RLock
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 import numpy as np
 
 from shmpool import lifetime
-from shmpool.cache import Cache
-from shmpool.errors import (
-    PoolBusyError,
-    PoolClosedError,
-    PoolError,
-    PoolExistsError,
-    PoolFullError,
-    PoolNotFoundError,
-)
+from shmpool.errors import PoolBusyError, PoolExistsError, PoolNotFoundError
 from shmpool.inspection import Finding, PoolStats, TopicCount, count_topics, read_stats
 from shmpool.layout import TopicRef
-from shmpool.lifetime import Seat
 from shmpool.store import Refs, Store
 
 DEFAULT_CACHE_SIZE: Final = 4096
 _RACE_TRIES: Final = 100
-_FLUSH_EVERY: Final = 1024  # a flush costs up to 0.3 ms with a full cache, so this is 0.3 us each
 
 
 class Pool:
@@ -88,7 +74,7 @@ class Pool:
             process_count=process_count,
             persistent=persistent,
         )
-        return cls(lifetime.create(name, constants), cache_size)
+        return cls._settle(lifetime.create(name, constants), cache_size)
 
     @classmethod
     def attach(cls, name: str, *, cache_size: int = DEFAULT_CACHE_SIZE) -> Self:
@@ -97,7 +83,7 @@ class Pool:
         Raises PoolNotFoundError; PoolCorruptError, PoolVersionError or PoolError for what is no pool of this user and version;
         PoolFullError where the process table or the host's memory is full. Whatever is refused is left as it is.
         """
-        return cls(lifetime.attach(name), cache_size)
+        return cls._settle(lifetime.attach(name), cache_size)
 
     @classmethod
     def open(cls, name: str, **options: Any) -> Self:
@@ -124,69 +110,47 @@ class Pool:
         """
         lifetime.unlink(name)
 
-    def __init__(self, seat: Seat, cache_size: int) -> None:
+    @classmethod
+    def _settle(cls, seat: lifetime.Seat, cache_size: int) -> Self:
+        try:
+            return cls(Store(seat, cache_size))
+        except BaseException:
+            lifetime.abandon(seat.segment)
+            raise
+
+    def __init__(self, store: Store) -> None:
         """Not for users: see `create`, `attach` and `open`."""
-        self.name = seat.segment.pool_name
-        self.constants = seat.segment.constants
-        self._store = Store(seat, _call_weakly(weakref.WeakMethod(self._after_fork)))
+        self.name = store.name
+        self.constants = store.constants
+        self._store = store
         self._capacity = self.constants.geometry.capacity
         self._max_value_size = self.constants.geometry.max_value_size
-        self._cache = Cache(cache_size)
-        self._cells = self._cache.cells  # both stay the same for good: the cache only empties its dicts
-        self._values = self._cache.values
-        self._unflushed = 0
-        self._flushing = RLock()
-        self._is_flushing = False
-        self._closed = ""
-        _pools.add(self)
+        self._cells = store.cache.cells  # both stay the same for good: the cache only empties its dicts
+        self._values = store.cache.values
+        # Runs when the pool is dropped or the interpreter ends. A __del__ would come too late for a pool in a reference
+        # cycle, after its parts' own.
+        weakref.finalize(self, store.close_quietly)
 
     def close(self) -> None:
         """Flush the counters and detach; the pool goes with its last process, unless persistent. Again is harmless.
 
-        Raises PoolBusyError from a signal handler or finalizer that interrupted an operation on this very pool.
+        Other threads' operations under way are waited for. Raises PoolBusyError from a signal handler or finalizer that
+        interrupted an operation on this very pool.
         """
-        if self._closed:
-            return
-        self._drop_cache()
-        self._closed = "is being closed"
-        try:
-            self._store.leave()
-        except PoolBusyError:
-            self._closed = ""
-            raise
-        except BaseException:
-            self._release("was closed, though not in order; its row is free all the same")
-            raise
-        self._release("was closed")
-
-    def _release(self, why: str) -> None:
-        self._closed = why
-        _pools.discard(self)
-        self._cache.clear()
-        self._store.release()
+        self._store.close()
 
     def __enter__(self) -> Self:
-        self._check_open()
+        self._store.check_open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_closed"):
-            self._close_quietly()
-
-    def _close_quietly(self) -> None:
-        try:
-            self.close()
-        except (PoolError, OSError):
-            self._release("could not be closed in order; its row is free all the same")
-
     def __reduce__(self) -> tuple[Callable[..., "Pool"], tuple[str, int, int]]:
-        return _attach_again, (self.name, self.constants.pool_id, self._cache.size)
+        return _attach_again, (self.name, self.constants.pool_id, self._store.cache.size)
 
     def __repr__(self) -> str:
-        return f"<Pool {self.name!r}{f' ({self._closed})' if self._closed else ''}>"
+        return f"<Pool {self.name!r}{f' ({self._store.closed})' if self._store.closed else ''}>"
 
     # ---- values and refs
 
@@ -203,7 +167,7 @@ class Pool:
             return next(self._cells[value])
         except KeyError:
             pass
-        except TypeError:
+        except (TypeError, ValueError):  # not hashable; the latter from a writable memoryview
             self._refuse_type(value)
         return self._intern(value, self._capacity)
 
@@ -216,7 +180,7 @@ class Pool:
             return next(self._cells[value])
         except KeyError:
             pass
-        except TypeError:
+        except (TypeError, ValueError):  # not hashable; the latter from a writable memoryview
             self._refuse_type(value)
         return self._intern(value, self._capacity - self.constants.reserve)
 
@@ -229,15 +193,16 @@ class Pool:
             return next(self._cells[value])
         except KeyError:
             pass
-        except TypeError:
+        except (TypeError, ValueError):  # not hashable; the latter from a writable memoryview
             self._refuse_type(value)
-        if self._closed or type(value) is not bytes:
+        store = self._store
+        if store.closed or type(value) is not bytes:
             value = self._check_value(value, None)
-        ref = self._store.lookup(value)
-        if ref:
-            self._remember(value, ref)
-            return ref
-        return None
+        try:
+            return store.lookup(value) or None
+        except ValueError:
+            store.check_open()  # closed meanwhile by another thread
+            raise
 
     def resolve(self, ref: TopicRef) -> bytes:
         """The value of a ref.
@@ -249,9 +214,14 @@ class Pool:
             return self._values[ref]
         except (KeyError, TypeError):
             pass
-        self._check_open()
-        value = self._store.resolve(index(ref))
-        self._cache.add_value(ref, value)
+        store = self._store
+        store.check_open()
+        try:
+            value = store.resolve(index(ref))
+        except ValueError:
+            store.check_open()
+            raise
+        store.cache.add_value(ref, value)
         return value
 
     def release(self, ref: TopicRef) -> None:
@@ -262,12 +232,12 @@ class Pool:
 
     def __len__(self) -> int:
         """Topics in the pool, by all processes."""
-        self._check_open()
+        self._store.check_open()
         return self._store.stripes.total()
 
     def __iter__(self) -> Iterator[tuple[TopicRef, bytes]]:
         """Each topic's ref and value, in no particular order; of those inserted meanwhile some, none or all."""
-        self._check_open()
+        self._store.check_open()
         yield from self._store.items()
 
     def for_each(self, callback: Callable[[TopicRef, bytes], object]) -> None:
@@ -297,7 +267,7 @@ class Pool:
 
     def stats(self) -> PoolStats:
         """What the pool holds and what its processes have counted, after a flush of this one's counters."""
-        self.flush()
+        self._store.flush()
         return read_stats(self._store.stripes, self._store.attachment.row)
 
     def top(self, k: int, by: str = "uses") -> list[TopicCount]:
@@ -307,12 +277,12 @@ class Pool:
         """
         if by != "uses":
             raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; this pool never evicts and counts only 'uses'")
-        self.flush()
-        return count_topics(self._store.stripes, k, self._store.origin)
+        self._store.flush()
+        return count_topics(self._store.stripes, k)
 
     def check(self) -> list[Finding]:
         """Everything in the segment that contradicts something else; empty means sound. Locks one stripe at a time."""
-        self._check_open()
+        self._store.check_open()
         return self._store.check()
 
     def flush(self) -> None:
@@ -322,43 +292,29 @@ class Pool:
         operation that does. Until then others see the counts of the last flush; a process that only hits should call it now
         and then, as a heartbeat does.
         """
-        self._check_open()
-        with self._flushing:
-            if self._is_flushing:
-                return  # a signal handler's or finalizer's, inside another
-            self._is_flushing = True
-            try:
-                self._unflushed = 0
-                refs, uses, lefts = self._cache.pending()
-                with suppress(PoolFullError):  # they stay in their cells until there is memory for the ledger
-                    self._store.count_uses(refs, uses)
-                    self._cache.settle(lefts)
-                self._store.publish_counters()
-            finally:
-                self._is_flushing = False
+        self._store.flush()
 
     def reset(self) -> None:
         """Drop every topic at once. Refs from before raise StaleRefError from then on.
 
         Raises PoolBusyError while another process (or another Pool of this one) is attached.
         """
-        self._drop_cache()
-        try:
-            self._store.reset()
-        finally:
-            self._cache.clear()
+        self._store.reset()
 
-    # ---- the slow path
+    # ---- what misses the cache
 
     def _intern(self, value: bytes, capacity: int) -> TopicRef:
-        if self._closed or type(value) is not bytes or len(value) > self._max_value_size:
+        store = self._store
+        if store.closed or type(value) is not bytes or len(value) > self._max_value_size:
             value = self._check_value(value, self._max_value_size)
-        ref = self._store.intern(value, capacity)
-        self._remember(value, ref)
-        return ref
+        try:
+            return store.intern(value, capacity)
+        except ValueError:
+            store.check_open()  # closed meanwhile by another thread
+            raise
 
     def _check_value(self, value: object, limit: int | None) -> bytes:
-        self._check_open()
+        self._store.check_open()
         if type(value) is not bytes:
             if not isinstance(value, bytes):
                 self._refuse_type(value)
@@ -374,36 +330,13 @@ class Pool:
         hint = "encode it first: value.encode()" if isinstance(value, str) else "convert it first: bytes(value)"
         raise TypeError(f"pool {self.name!r}: values are bytes, not {type(value).__name__}; {hint}") from None
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise PoolClosedError(
-                f"pool {self.name!r} {self._closed} in this process; other processes are not affected. Attach again."
-            )
-
-    def _remember(self, value: bytes, ref: TopicRef) -> None:
-        """Cache a ref and count this use of it."""
-        if len(self._cells) >= self._cache.size:
-            self._drop_cache()
-        self._cache.add(value, ref)
-        self._unflushed += 1
-        if self._unflushed >= _FLUSH_EVERY:
-            self.flush()
-
-    def _drop_cache(self) -> None:
-        with self._flushing:
-            self.flush()
-            dropped = self._cache.clear()
-            if dropped:
-                self._store.uses_dropped += dropped
-                self.flush()
-
     def _refs_of(self, values: list[bytes], capacity: int | None) -> Refs:
         """The refs of n values, shape (n,); without a capacity nothing is inserted and 0 stands for what is missing."""
+        self._store.check_open()
         try:
             cells: list[Iterator[TopicRef] | None] = list(map(self._cells.get, values))
-        except TypeError:
+        except (TypeError, ValueError):
             cells = [None] * len(values)  # something unhashable, which is not bytes: the check below names it
-        self._check_open()
         if None not in cells:
             return np.fromiter(map(next, cells), np.uint64, len(cells))  # type: ignore[arg-type]
         values = [self._check_value(value, None) if type(value) is not bytes else value for value in values]
@@ -411,44 +344,15 @@ class Pool:
             self._check_value(max(values, key=len), self._max_value_size)
         missed = [value for value, cell in zip(values, cells, strict=True) if cell is None]
         distinct = list(dict.fromkeys(missed))
-        found = self._store.find_many(distinct, capacity=capacity)
+        found, error = self._store.find_many(distinct, capacity=capacity)
         if len(distinct) < len(missed):
             places = {value: place for place, value in enumerate(distinct)}
             found = found[[places[value] for value in missed]]
-        self._count_batch(found, capacity)
+        self._store.count_batch(found, is_lookup=capacity is None)
+        if error:
+            raise error
         rest = iter(found.tolist())
         return np.fromiter((next(rest if cell is None else cell) for cell in cells), np.uint64, len(cells))
-
-    def _count_batch(self, refs: Refs, capacity: int | None) -> None:
-        """Count uses that went past the cache: `refs`, shape (n,), 0 for a miss."""
-        hits = refs[refs != 0]
-        if capacity is None:
-            self._store.misses += len(refs) - len(hits)
-        try:
-            self._store.count_uses(hits, np.ones(len(hits), np.uint64))
-        except PoolFullError:
-            self._store.uses_dropped += len(hits)
-        self.flush()
-
-    def _after_fork(self) -> None:
-        """In a forked child: nothing counted or remembered yet, and no row at all if none could be had."""
-        self._cache.clear()
-        self._store.start_counting()
-        self._flushing = RLock()
-        self._is_flushing = False
-        if not self._store.attachment.is_seated:
-            self._release("was forked inside one of its own operations, or found no free row, and is closed")
-
-
-def _call_weakly(method: "weakref.WeakMethod[Callable[[], None]]") -> Callable[[], None]:
-    """A call of a method that does not keep its object alive."""
-
-    def call() -> None:
-        bound = method()
-        if bound is not None:
-            bound()
-
-    return call
 
 
 def _attach_again(name: str, pool_id: int, cache_size: int) -> Pool:
@@ -460,22 +364,3 @@ def _attach_again(name: str, pool_id: int, cache_size: int) -> Pool:
             f"pool {name!r}: the pool that was pickled is gone, and another has its name. Nothing was changed."
         )
     return pool
-
-
-# ---- exits
-
-_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    for pool in list(_pools):
-        pool._close_quietly()  # noqa: SLF001 - this module's own
-
-
-def _close_all_in_child(_: object) -> None:
-    """A forked multiprocessing child runs no atexit handlers (before 3.13), but these."""
-    util.Finalize(None, _close_all, exitpriority=0)
-
-
-atexit.register(_close_all)
-util.register_after_fork(_close_all_in_child, _close_all_in_child)

@@ -10,6 +10,7 @@ Guarantees:
 This module alone knows SharedMemory and the names in /dev/shm.
 """
 
+import ctypes
 import errno
 import mmap
 import os
@@ -20,10 +21,11 @@ from typing import Final, NoReturn
 
 from shmpool.errors import PoolCorruptError, PoolError, PoolExistsError, PoolFullError, PoolNotFoundError
 from shmpool.header import Constants, decode, encode
-from shmpool.layout import MAGIC, PAGE_SIZE
+from shmpool.layout import MAGIC, PAGE_SIZE, unseal
 
 SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "shmpool."
+_MAP_FIXED: Final = 0x10
 MODE: Final = 0o600
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\-]{1,200}", re.ASCII)
 _NO_MEMORY: Final = frozenset((errno.ENOSPC, errno.ENOMEM, errno.EDQUOT, errno.EFBIG))
@@ -43,23 +45,25 @@ class Segment(SharedMemory):
     def __init__(self, name: str, fd: int, constants: Constants) -> None:  # takes over `fd`
         self.pool_name = name
         self.constants = constants
-        self.fd = reopen(fd)
+        self.fd = -1
+        # The fields that SharedMemory's own methods (buf, name, size, close, __repr__) use.
+        self._name = "/" + PREFIX + name
+        self._fd = -1
+        self._size = constants.geometry.total_size
         try:
-            self._map(fd, constants.geometry.total_size)
+            self.fd = reopen(fd)
+            self._mmap = self.data = mmap.mmap(fd, self._size)
+            self._buf = memoryview(self.data)
+            self.words = self._buf.cast("Q")
         except BaseException:
-            os.close(self.fd)
+            self._close_fd()
             raise
         finally:
             os.close(fd)
 
-    def _map(self, fd: int, size: int) -> None:
-        # The fields that SharedMemory's own methods (buf, name, size, close, __del__, __repr__) use.
-        self._name = "/" + PREFIX + self.pool_name
-        self._fd = -1
-        self._size = size
-        self._mmap = self.data = mmap.mmap(fd, size)
-        self._buf = memoryview(self.data)
-        self.words = self._buf.cast("Q")
+    def __del__(self) -> None:
+        if hasattr(self, "words"):  # else __init__ raised, and closed what it had opened
+            self.close()
 
     @property
     def path(self) -> str:
@@ -85,6 +89,16 @@ class Segment(SharedMemory):
             f"free ({error.strerror}). Nothing was changed and everything in the pool stays usable. Free memory there or "
             "give the host (or container: --shm-size) more, then try again."
         ) from None
+
+    def read_sealed(self, word: int, what: str) -> tuple[int, int]:
+        """The epoch and value of a sealed word; `what` names it in the PoolCorruptError that a damaged one raises."""
+        state = self.words[word]
+        content = unseal(state)
+        if content is None:
+            raise PoolCorruptError(
+                f"pool {self.pool_name!r}: {what} is damaged ({state:#018x}). Nothing was changed. Make the pool anew."
+            )
+        return content
 
     def link(self) -> None:
         """Give the finished segment its name. Raises PoolExistsError where the name is taken, whoever took it."""
@@ -118,14 +132,28 @@ class Segment(SharedMemory):
 
     def close(self) -> None:
         """Unmap and close; again is harmless. A batch still running in another thread keeps the mapping."""
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+        self._close_fd()
         try:
             self.words.release()
             super().close()
         except BufferError:
             return  # the last view unmaps it
+
+    def _close_fd(self) -> None:
+        if self.fd >= 0:
+            fd, self.fd = self.fd, -1
+            os.close(fd)
+
+    def make_private(self) -> None:
+        """Turn the mapping into a copy that only this process sees, in place: whoever still holds a view of it can neither
+        change the pool nor crash. For a forked child that was inside an operation, and will go on with it."""
+        anchor = ctypes.c_char.from_buffer(self.data)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        address, access = ctypes.addressof(anchor), mmap.PROT_READ | mmap.PROT_WRITE
+        if libc.mmap(address, self._size, access, mmap.MAP_PRIVATE | _MAP_FIXED, self.fd, 0) != address:
+            os._exit(70)  # EX_SOFTWARE: it would go on writing without the lock
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Segment is not picklable; pickle the Pool, which attaches again")
@@ -137,7 +165,14 @@ def create(name: str, constants: Constants) -> Segment:
     Raises PoolFullError where memory for those is missing, ValueError for a name that cannot be one.
     """
     validate_name(name)
-    fd = os.open(SHM_DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, MODE)
+    try:
+        fd = os.open(SHM_DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, MODE)
+    except OSError as error:
+        if error.errno not in _NO_MEMORY:
+            raise
+        raise PoolFullError(
+            f"pool {name!r}: {SHM_DIR} has no room for one more file ({error.strerror}). Nothing was changed. Remove some there."
+        ) from None
     try:
         os.fchmod(fd, MODE)  # whatever the process's umask made of it
         os.ftruncate(fd, constants.geometry.total_size)

@@ -1,13 +1,20 @@
-"""Store: one attached segment, from values to refs and back, under its locks; no private cache and no checks of arguments.
+"""Store: one attached segment, from values to refs and back, with its locks, its private cache and its counters.
 
 Guarantees:
 - Two racing inserts of one value make one record: a miss is confirmed under the stripe's lock before anything is written.
 - Capacity is passed by at most stripe_count - 1 topics, and only by inserts that were under way at the same instant.
+- Closing waits for the threads that are inside an operation, and may be interrupted and done again until it is complete.
+
+What a Pool checks of its arguments is not checked again here.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from math import isqrt
-from typing import Final, NoReturn
+from multiprocessing import util
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,37 +22,38 @@ from numpy.typing import NDArray
 from shmpool import lifetime
 from shmpool.arena import read_record, read_value, record_size
 from shmpool.attachment import Attachment
-from shmpool.errors import PoolCorruptError, PoolFullError, StaleRefError
+from shmpool.cache import Cache
+from shmpool.errors import PoolClosedError, PoolCorruptError, PoolError, PoolFullError, StaleRefError
 from shmpool.hashing import make_hasher
 from shmpool.inspection import Finding, check_chunks, check_stripe
-from shmpool.layout import EPOCH_WORD, FIRST_COUNTER, GROW_BYTE, LOW_40, MISSES, STRIPE_BYTES, TopicRef
+from shmpool.layout import FIRST_COUNTER, GROW_BYTE, RECORD_SIZE, STRIPE_BYTES, TopicRef
 from shmpool.lifetime import Seat
-from shmpool.lock import ByteLock, StripeLock, close_semaphores
+from shmpool.lock import ByteLock, StripeLock, close_semaphores, is_own_process
 from shmpool.stripe import Item, Stripes
 
 Refs = NDArray[np.uint64]
 
 BATCH: Final = 256  # inserts under one hold of a lock, so that a batch makes nobody wait long
+FLUSH_EVERY: Final = 1024  # a flush costs up to 0.3 ms with a full cache, so this is 0.3 us each
 
 
 class Store:
-    """What a process does with its seat. Threads may share it; `on_fork_in_child` runs in a forked child."""
+    """What a process does with its seat. Threads may share it."""
 
-    def __init__(self, seat: Seat, on_fork_in_child: Callable[[], None]) -> None:
+    def __init__(self, seat: Seat, cache_size: int) -> None:
         segment = seat.segment
         self.seat = seat
         self.segment = segment
         self.constants = segment.constants
         self.name = segment.pool_name
+        self.closed = ""  # or why it is
+        self.cache = Cache(cache_size)
         grow_lock = ByteLock(segment, GROW_BYTE, f"pool {self.name!r}, growth")
         self.locks = [
             StripeLock(segment, STRIPE_BYTES + stripe, f"pool {self.name!r}, stripe {stripe}", semaphore)
             for stripe, semaphore in enumerate(seat.semaphores)
         ]
         self.stripes = Stripes(segment, grow_lock)
-        self.attachment = Attachment(segment, seat.row, seat.gate)
-        self.attachment.locks = (*self.locks, grow_lock)
-        self.attachment.on_fork_in_child = on_fork_in_child
         self._hash = make_hasher(self.constants.hash_key)
         self._stripe_count = self.constants.geometry.stripe_count
         self._insert_budget = self.constants.insert_budget
@@ -53,64 +61,100 @@ class Store:
         # that the pool is not full, which spares adding up all stripes at every insert.
         share = (self.constants.geometry.capacity - self.constants.reserve) // self._stripe_count
         self._sparse_count = share - 12 * isqrt(share) - BATCH
-        self.start_counting()
-        self._read_origin()
+        self._start_counting()
         for stripe in self.stripes.unfinished():
             self.locks[stripe].run(self.stripes.recover, stripe)
+        self.attachment = Attachment(segment, seat.row, seat.gate)
+        self.attachment.locks = (*self.locks, grow_lock)
+        self.attachment.on_fork_in_child = self._after_fork
+        _stores.add(self)
 
-    def _read_origin(self) -> None:
-        self.origin = int(self.segment.words[EPOCH_WORD] & LOW_40)
+    def check_open(self) -> None:
+        """Raises PoolClosedError unless this process is attached."""
+        if self.closed or not is_own_process():
+            why = self.closed or "was forked without Python's fork hooks, so it is not attached"
+            raise PoolClosedError(f"pool {self.name!r} {why} in this process; other processes are not affected. Attach again.")
 
     # ---- values and refs
 
+    # A ref is the origin plus an offset found since the origin was read; a reset by another thread in between shows in the
+    # origin being another afterwards.
+
     def lookup(self, value: bytes) -> TopicRef:
-        """The ref of a value, or 0. May miss one that is being inserted at this instant; counts the miss, not the use."""
+        """The ref of a value, or 0. May miss one that is being inserted at this instant."""
         hash_ = self._hash(value)
+        origin = self.stripes.origin
         offset = self.stripes.find(hash_ * self._stripe_count >> 64, hash_, value)
+        if origin != self.stripes.origin:
+            return self.lookup(value)
         if offset >= 0:
-            return TopicRef(self.origin + offset)
+            return self._remember(value, TopicRef(origin + offset))
         self.misses += 1
-        self.segment.words[self.attachment.row_word + MISSES] = self.misses + self.stripes.inserts
         return TopicRef(0)
 
     def intern(self, value: bytes, capacity: int) -> TopicRef:
         """The ref of a value, inserted if the pool holds fewer than `capacity` topics. Raises PoolFullError."""
         hash_ = self._hash(value)
         stripe = hash_ * self._stripe_count >> 64
+        origin = self.stripes.origin
         seen = self.stripes.state(stripe)
         offset = self.stripes.find(stripe, hash_, value)
         if offset < 0:
-            offset = self._insert(stripe, seen, ((hash_, value, offset),), capacity)[0]
-        return TopicRef(self.origin + offset)
+            offsets, error = self._insert(stripe, seen, ((hash_, value, offset),), capacity)
+            if error:
+                raise error
+            offset = offsets[0]
+        if origin != self.stripes.origin:
+            return self.intern(value, capacity)
+        return self._remember(value, TopicRef(origin + offset))
 
-    def _insert(self, stripe: int, seen: int, items: Sequence[Item], capacity: int) -> list[int]:
-        offsets = self.locks[stripe].run(self._find_or_insert, stripe, seen, items, capacity)
-        if len(offsets) < len(items):
-            self._refuse_insert(capacity)
-        return offsets
+    def _remember(self, value: bytes, ref: TopicRef) -> TopicRef:
+        """Cache a ref and count this use of it."""
+        with self._flushing:
+            if len(self.cache.cells) >= self.cache.size:
+                self.empty_cache()
+            self.cache.add(value, ref)
+            self._unflushed += 1
+            if self._unflushed >= FLUSH_EVERY:
+                self.flush()
+            # A reset after the ref was made may have emptied the cache before it came in.
+            if not 0 <= ref - self.stripes.origin < self.stripes.limit():
+                self.empty_cache()
+        return ref
 
-    def _find_or_insert(self, stripe: int, seen: int, items: Sequence[Item], capacity: int) -> list[int]:
+    def _insert(
+        self, stripe: int, seen: int, items: Sequence[Item], capacity: int
+    ) -> tuple[list[int], PoolFullError | None]:
+        """Offsets of items that were missed, found or inserted under the lock; with an error where they are fewer than items."""
+        offsets, error = self.locks[stripe].run(self._find_or_insert, stripe, seen, items, capacity)
+        if len(offsets) < len(items) and not error:
+            error = self._full(capacity)
+        return offsets, error
+
+    def _find_or_insert(
+        self, stripe: int, seen: int, items: Sequence[Item], capacity: int
+    ) -> tuple[list[int], PoolFullError | None]:
         room = self._insert_budget - self.stripes.inserts
         if self.stripes.count(stripe) > self._sparse_count:
             room = min(room, capacity - self.stripes.total())
         return self.stripes.find_or_insert(stripe, seen, items, room)
 
-    def _refuse_insert(self, capacity: int) -> NoReturn:
+    def _full(self, capacity: int) -> PoolFullError:
         if self.stripes.inserts >= self._insert_budget:
-            raise PoolFullError(
+            return PoolFullError(
                 f"pool {self.name!r}: this process has made all the {self._insert_budget} inserts of its budget. Nothing was "
                 "changed. Find out why it makes so many names, or create the pool with a larger insert_budget."
             )
-        raise PoolFullError(
+        return PoolFullError(
             f"pool {self.name!r}: holds {self.stripes.total()} topics, and may hold {capacity} of this kind (capacity "
             f"{self.constants.geometry.capacity}, reserve {self.constants.reserve}). Nothing was changed and every topic in it "
             "stays usable. Create the pool with a larger capacity."
         )
 
-    def find_many(self, values: list[bytes], *, capacity: int | None) -> Refs:
+    def find_many(self, values: list[bytes], *, capacity: int | None) -> tuple[Refs, PoolFullError | None]:
         """The refs of n distinct values, shape (n,): 0 for those missing, or with a capacity, all, inserted where missing.
 
-        Takes a stripe's lock once for up to BATCH inserts. Raises PoolFullError; what was inserted before stays.
+        Takes a stripe's lock once for up to BATCH inserts. With an error some that could not be inserted are 0 as well.
         """
         hash_value, stripe_count = self._hash, self._stripe_count
         places: list[list[int]] = [[] for _ in range(stripe_count)]
@@ -120,27 +164,33 @@ class Store:
             stripe = hash_ * stripe_count >> 64
             places[stripe].append(place)
             groups[stripe].append((hash_, value))
+        origin, error = self.stripes.origin, None
         refs = np.zeros(len(values), np.uint64)
         for stripe, items in enumerate(groups):
             seen = self.stripes.state(stripe)
             offsets = np.array(self.stripes.find_many(stripe, items), np.int64)
             missing = np.flatnonzero(offsets < 0).tolist()
-            if missing and capacity is not None:
-                misses = offsets[missing].tolist()
-                offsets[missing] = self._insert_many(
-                    stripe, seen, [(*items[i], miss) for i, miss in zip(missing, misses, strict=True)], capacity
-                )
-            refs[places[stripe]] = np.where(offsets < 0, 0, offsets + self.origin)
-        return refs
+            if missing and capacity is not None and not error:
+                misses = [(*items[i], miss) for i, miss in zip(missing, offsets[missing].tolist(), strict=True)]
+                inserted, error = self._insert_many(stripe, seen, misses, capacity)
+                offsets[missing[: len(inserted)]] = inserted
+            refs[places[stripe]] = np.where(offsets < 0, 0, offsets + origin)
+        if origin != self.stripes.origin:
+            return self.find_many(values, capacity=capacity)
+        return refs, error
 
-    def _insert_many(self, stripe: int, seen: int, items: list[Item], capacity: int) -> list[int]:
+    def _insert_many(
+        self, stripe: int, seen: int, items: list[Item], capacity: int
+    ) -> tuple[list[int], PoolFullError | None]:
         offsets: list[int] = []
-        while len(offsets) < len(items):
+        error: PoolFullError | None = None
+        while len(offsets) < len(items) and not error:
             # Far from capacity many at a time, so few that even if every stripe's holder does so they do not pass it.
             far = self.stripes.total() + self._stripe_count * BATCH < capacity
             start = len(offsets)
-            offsets += self._insert(stripe, seen, items[start : start + (BATCH if far else 1)], capacity)
-        return offsets
+            part, error = self._insert(stripe, seen, items[start : start + (BATCH if far else 1)], capacity)
+            offsets += part
+        return offsets, error
 
     def resolve(self, ref: int) -> bytes:
         """The value of a ref. Raises StaleRefError for what is no ref of this pool, PoolCorruptError for a damaged value.
@@ -148,8 +198,8 @@ class Store:
         What a ref names must look like a record, lie in committed memory, be pointed at by a slot on its probe path (which
         bytes inside a value that imitate a record are not), and have the hash that its header says.
         """
-        offset = ref - self.origin
-        if not 0 <= offset < self.stripes.limit() or offset % 8:
+        offset = ref - self.stripes.origin
+        if not 0 <= offset <= self.stripes.limit() - RECORD_SIZE or offset % 8:
             raise self._stale(ref)
         record = read_record(self.segment, offset)
         chunk_size = self.constants.geometry.chunk_size
@@ -159,11 +209,14 @@ class Store:
         if not self.stripes.points_at(record):
             raise self._stale(ref)
         if self._hash(value) != record.hash:
-            raise PoolCorruptError(
-                f"pool {self.name!r}: the value of ref {ref} is damaged (its hash does not match). Nothing was changed. Run "
-                "Pool.check(), and make the pool anew."
-            )
+            raise self._damaged(ref)
         return value
+
+    def _damaged(self, ref: int) -> PoolCorruptError:
+        return PoolCorruptError(
+            f"pool {self.name!r}: the value of ref {ref} is damaged (its hash does not match). Nothing was changed. Run "
+            "Pool.check(), and make the pool anew."
+        )
 
     def _stale(self, ref: int) -> StaleRefError:
         return StaleRefError(
@@ -173,24 +226,65 @@ class Store:
 
     def items(self) -> Iterator[tuple[TopicRef, bytes]]:
         """Every ref and value, in order of arena offset; of those inserted meanwhile some, none or all."""
+        origin = self.stripes.origin
         for record in self.stripes.records():
-            yield TopicRef(self.origin + record.offset), read_value(self.segment, record)
+            value = read_value(self.segment, record)
+            if self._hash(value) != record.hash:
+                raise self._damaged(origin + record.offset)
+            yield TopicRef(origin + record.offset), value
 
     # ---- counting
 
-    def start_counting(self) -> None:
+    def _start_counting(self) -> None:
         """Count from zero: at the start, and in a forked child."""
+        self._flushing = threading.RLock()
+        self._is_flushing = False
+        self._closing = threading.RLock()
+        self._unflushed = 0
         self.uses = self.misses = self.uses_dropped = 0
         self.stripes.inserts = self.stripes.rollbacks = self.stripes.rollforwards = 0
         for lock in self.locks:
             lock.waits = lock.takeovers = 0
 
-    def count_uses(self, refs: Refs, uses: NDArray[np.uint64]) -> None:
-        """Add `uses[i]` of `refs[i]` to this process's ledger, shapes (n,). Raises PoolFullError, with nothing counted."""
-        self.attachment.count_uses(self.stripes.columns(refs - np.uint64(self.origin)), uses)
+    def flush(self) -> None:
+        """Publish this process's counters. A flush inside a flush (a signal handler's) does nothing.
+
+        An exception that a signal handler raises inside it may have the uses of this flush counted twice.
+        """
+        self.check_open()
+        with self._flushing:
+            if self._is_flushing:
+                return
+            self._is_flushing = True
+            try:
+                self._unflushed = 0
+                refs, uses, lefts = self.cache.pending()
+                with suppress(PoolFullError):  # they stay in their cells until there is memory for the ledger
+                    self._count_uses(refs, uses)
+                    self.cache.settle(lefts)
+                self._publish_counters()
+            finally:
+                self._is_flushing = False
+
+    def count_batch(self, refs: Refs, *, is_lookup: bool) -> None:
+        """Count uses that went past the cache: `refs`, shape (n,), 0 for a miss."""
+        hits = refs[refs != 0]
+        with self._flushing:
+            if is_lookup:
+                self.misses += len(refs) - len(hits)
+            try:
+                self._count_uses(hits, np.ones(len(hits), np.uint64))
+            except PoolFullError:
+                self.uses_dropped += len(hits)
+            self.flush()
+
+    def _count_uses(self, refs: Refs, uses: NDArray[np.uint64]) -> None:
+        offsets = refs - np.uint64(self.stripes.origin)
+        known = offsets < self.stripes.limit()  # refs from before a reset have no column any more
+        self.attachment.count_uses(self.stripes.columns(offsets[known]), uses[known])
         self.uses += int(uses.sum())
 
-    def publish_counters(self) -> None:
+    def _publish_counters(self) -> None:
         """Store this process's counters in its row. Every use that was no insert was a hit, every insert a miss."""
         stripes = self.stripes
         counts = (
@@ -207,6 +301,16 @@ class Store:
         for counter, count in enumerate(counts):
             self.segment.words[start + counter] = count
 
+    def empty_cache(self) -> None:
+        """Forget every ref; the uses are counted first, those that other threads make meanwhile included."""
+        with self._flushing:
+            self.cache.close_cells()
+            self.flush()
+            dropped = self.cache.clear()
+            if dropped:
+                self.uses_dropped += dropped
+                self._publish_counters()
+
     # ---- the whole pool
 
     def check(self) -> list[Finding]:
@@ -218,34 +322,94 @@ class Store:
 
     def _recover_and_check(self, stripe: int) -> list[Finding]:
         try:
+            if not self.stripes.is_started(stripe):
+                return []
             self.stripes.recover(stripe)
+            return check_stripe(self.stripes, stripe, self._hash)
         except PoolCorruptError as error:
             return [Finding(str(error), f"stripe {stripe}", "Make the pool anew.")]
-        return check_stripe(self.stripes, stripe, self._hash)
 
     def reset(self) -> None:
         """Drop every topic. Raises PoolBusyError while anyone else is attached."""
+        self.check_open()
+        self.empty_cache()
         self.seat.gate.run(self._lock_all_and_reset, 0)
 
     def _lock_all_and_reset(self, stripe: int) -> None:
         if stripe < len(self.locks):
             self.locks[stripe].run(self._lock_all_and_reset, stripe + 1)
             return
+        with self._flushing:
+            try:
+                lifetime.reset(self.attachment)
+            finally:
+                # Even if that was interrupted: the segment tells what holds now.
+                self.stripes.refresh()
+                self.cache.clear()
+                for unfinished in self.stripes.unfinished():
+                    self.stripes.recover(unfinished)
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Flush and detach; the pool goes with its last process, unless persistent. Again is harmless.
+
+        Raises PoolBusyError from a signal handler or finalizer inside an operation on this very pool.
+        """
+        if self._closing._is_owned() or any(lock.is_mine() for lock in (self.seat.gate, *self.locks)):  # type: ignore[attr-defined]  # noqa: SLF001
+            self.seat.gate.refuse_reentry()
+        with self._closing:
+            if self.segment.fd < 0:
+                return
+            if not self.closed:
+                self.empty_cache()
+                self.closed = "is being closed"
+            self.seat.gate.run(self._leave)
+            self.closed = "was closed"
+
+    def _leave(self) -> None:
         try:
-            lifetime.reset(self.attachment)
+            for lock in self.locks:
+                lock.freeze()
+            lifetime.leave(self.attachment)
+            self.segment.close()
+            close_semaphores(self.seat.semaphores)
+            self.attachment.retire()
+            _stores.discard(self)
         finally:
-            # Even if that was interrupted: the segment tells what holds now.
-            self.stripes.refresh()
-            self._read_origin()
-            for unfinished in self.stripes.unfinished():
-                self.stripes.recover(unfinished)
+            for lock in self.locks:
+                lock.thaw()
 
-    def leave(self) -> None:
-        """Detach in order; the pool goes with its last process, unless persistent. `release` must follow."""
-        self.seat.gate.run(lifetime.leave, self.attachment)
+    def close_quietly(self) -> None:
+        """Close without raising; where that is not possible now, let the row go as a killed process does."""
+        try:
+            self.close()
+        except (PoolError, OSError, ValueError):
+            self.closed = self.closed or "could not be closed in order; its row is free all the same"
+            self.attachment.retire()
+            self.segment.close()
 
-    def release(self) -> None:
-        """Let go of the mapping, the descriptors and with them the row. Again is harmless."""
-        semaphores, self.seat.semaphores[:] = list(self.seat.semaphores), ()
-        close_semaphores(semaphores)
-        self.segment.close()
+    def _after_fork(self) -> None:
+        """In a forked child: nothing counted or remembered yet, and no row at all if none could be had."""
+        self.cache.clear()
+        self._start_counting()
+        if not self.attachment.is_seated:
+            self.closed = "was forked inside one of its own operations, or found no free row, and is closed"
+            _stores.discard(self)
+            self.segment.close()
+
+
+_stores: "weakref.WeakSet[Store]" = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for store in list(_stores):
+        store.close_quietly()
+
+
+def _close_all_in_child(_: Any) -> None:
+    """A forked multiprocessing child runs no atexit handlers (before 3.13), but these."""
+    util.Finalize(None, _close_all, exitpriority=0)
+
+
+util.register_after_fork(_close_all_in_child, _close_all_in_child)

@@ -38,7 +38,7 @@ from shmpool.layout import (
     INTENT_INSERT,
     INTENT_SHIFT,
     INTENT_TAKE_CHUNK,
-    LOW_40,
+    META_LIVE,
     META_ORDINAL_MASK,
     META_ORDINAL_SHIFT,
     MIN_TABLE_BITS,
@@ -48,8 +48,9 @@ from shmpool.layout import (
     ROLLFORWARDS,
     STRIPE_WORDS,
     TABLE,
-    TAG_SHIFT,
     WORD_SIZE,
+    seal,
+    unseal,
 )
 from shmpool.lock import ByteLock
 from shmpool.segment import Segment
@@ -95,15 +96,20 @@ class Stripes:
 
     def refresh(self) -> None:
         """Read the epoch, after attaching and after a reset. It cannot change otherwise: a reset needs the pool to itself."""
-        self.epoch = int(self.segment.words[EPOCH_WORD] >> TAG_SHIFT)
+        self.epoch, self.origin = self.segment.read_sealed(EPOCH_WORD, "the epoch word")
         self._tables = [_EMPTY] * self.geometry.stripe_count
+        self._limit = (0, 0)  # the arena's limit word, and the bytes it stands for
 
     def unfinished(self) -> list[int]:
         """Stripes that still count what a reset dropped: its process was killed before it had emptied them. To be recovered
         before `total` is asked."""
         rows = range(self._stripes_word, self.counts.stop, STRIPE_WORDS)
         words = self.segment.words
-        return [i for i, row in enumerate(rows) if words[row + TABLE] >> 16 != self.epoch and words[row + COUNT]]
+        return [i for i, row in enumerate(rows) if words[row + COUNT] and not self.is_started(i)]
+
+    def is_started(self, stripe: int) -> bool:
+        """Whether the stripe was used since the pool was made or reset; until then it is empty and has no table."""
+        return self._locate(stripe, self.state(stripe)).bits >= 0
 
     def find(self, stripe: int, hash_: int, value: bytes) -> int:
         """The arena offset of a value's record, or below 0; may miss one that is being inserted at this instant.
@@ -125,7 +131,7 @@ class Stripes:
                 table.word,
                 (1 << table.bits) - 1,
                 self._arena_offset,
-                words[ARENA_LIMIT_WORD] & LOW_40,
+                self.limit(),
                 hash_,
                 value,
             )
@@ -142,7 +148,7 @@ class Stripes:
             table = self._locate(stripe, state)
             if table.bits < 0:
                 return [-1] * len(items)
-            mask, limit = (1 << table.bits) - 1, words[ARENA_LIMIT_WORD] & LOW_40
+            mask, limit = (1 << table.bits) - 1, self.limit()
             offsets = [find(words, data, table.word, mask, self._arena_offset, limit, hash_, value) for hash_, value in items]
             if words[row] == state:
                 return offsets
@@ -151,16 +157,21 @@ class Stripes:
         table = self._tables[stripe]
         if state == table.state:
             return table
-        if state >> 16 != self.epoch:
+        content = unseal(state)
+        if content is None:
+            raise self._corrupt(f"stripe {stripe}: its table word {state:#018x} is damaged")
+        epoch, place = content
+        if epoch != self.epoch:
             return _EMPTY  # untouched since the pool was made or reset
-        bits, region = state & 0xFF, state >> 8 & 0xFF
+        bits, region = place & 0xFF, place >> 8
         if not MIN_TABLE_BITS <= bits <= self.geometry.max_table_bits or region > 1:
-            raise self._corrupt(f"stripe {stripe}: its table word is {state:#x}, which names no table")
-        table = Table(state, self.geometry.table_offset(stripe, region, bits) // WORD_SIZE, bits, ceiling(1 << bits))
+            raise self._corrupt(f"stripe {stripe}: its table word names no table (2**{bits} slots in region {region})")
+        most = min(ceiling(1 << bits), self.geometry.stripe_capacity)
+        table = Table(state, self.geometry.table_offset(stripe, region, bits) // WORD_SIZE, bits, most)
         self._tables[stripe] = table
         return table
 
-    def _current(self, stripe: int) -> Table:
+    def table(self, stripe: int) -> Table:
         """The table, for who holds the lock and has run `recover`."""
         return self._locate(stripe, self.segment.words[self._stripes_word + stripe * STRIPE_WORDS + TABLE])
 
@@ -189,18 +200,21 @@ class Stripes:
         """Records of all stripes, exact while nobody inserts. About 0.5 us for 16 stripes."""
         return sum(self.segment.words[self.counts])
 
-    def find_or_insert(self, stripe: int, seen: int, items: Sequence[Item], room: int) -> list[int]:
+    def find_or_insert(
+        self, stripe: int, seen: int, items: Sequence[Item], room: int
+    ) -> tuple[list[int], PoolFullError | None]:
         """The arena offsets of distinct values that `find` missed, inserting those that are missing still.
 
         For who holds the stripe's lock; `seen` is the stripe's `state` from before the search that missed. Ends early, with
-        fewer offsets than items, at the first that would be insert number `room` + 1. Raises PoolFullError where the stripe, the
-        arena or the host's memory has no room; some of the items before may be inserted then, and nothing else is changed.
+        fewer offsets than items, at the first that would be insert number `room` + 1, or, with an error, for which the stripe,
+        the arena or the host's memory has no room. Those before are inserted then, and nothing else is changed.
         """
         words = self.segment.words
         row = self._stripes_word + stripe * STRIPE_WORDS
-        if words[row + INTENT] or words[row + TABLE] >> 16 != self.epoch:
-            self.recover(stripe)
         table = self._locate(stripe, words[row + TABLE])
+        if words[row + INTENT] or table.bits < 0:
+            self.recover(stripe)
+            table = self.table(stripe)
         slot_count = 1 << table.bits
         chunk, start = self._end_of_records(stripe, words[row + CHUNK])
         used, count = start, words[row + COUNT]
@@ -220,15 +234,20 @@ class Stripes:
             room -= 1
             size = RECORD_SIZE + len(value) + 7 & -8
             if count >= table.ceiling or used + size > self._chunk_size:
-                self._publish(row, table, chunk, start, used, count, records, slots)
-                slots, records = {}, []
-                if count >= table.ceiling:
-                    table = self._grow(stripe, table, count)
-                    slot_count = 1 << table.bits
-                    index = self._free_slot(table, hash_, slots)
-                if used + size > self._chunk_size:
-                    chunk, used = self._grow_lock.run(self._take_chunk, stripe), 0
+                if slots:
+                    self._publish(row, table, chunk, start, used, count, records, slots)
+                    slots, records = {}, []
                 start = used
+                try:
+                    if count >= table.ceiling:
+                        table = self._grow(stripe, table, count)
+                        slot_count = 1 << table.bits
+                        index = self._free_slot(table, hash_, slots)
+                    if used + size > self._chunk_size:
+                        chunk, start = self._grow_lock.run(self._take_chunk, stripe), 0
+                except PoolFullError as error:
+                    return offsets, error
+                used = start
             offset = chunk * self._chunk_size + used
             slots[index] = make_slot(hash_, offset)
             records.append(make_record(hash_, value, count))
@@ -237,7 +256,7 @@ class Stripes:
             count += 1
         if slots:
             self._publish(row, table, chunk, start, used, count, records, slots)
-        return offsets
+        return offsets, None
 
     def state(self, stripe: int) -> int:
         """A word that changes whenever the stripe's table is replaced: tables only ever grow while anyone is attached."""
@@ -253,6 +272,8 @@ class Stripes:
         """Write records from `start` to `used` of a chunk, then their slots one by one, each of which commits its record."""
         words = self.segment.words
         place = chunk * self._chunk_size + start
+        if words[(self._arena_offset + place) // WORD_SIZE + 1] >= META_LIVE and self.points_at(read_record(self.segment, place)):
+            raise self._corrupt(f"arena offset {place} should be free and holds a record")
         words[row + INTENT] = INTENT_INSERT << INTENT_SHIFT | place
         self.segment.data[self._arena_offset + place : self._arena_offset + place + used - start] = b"".join(records)
         for index, slot in slots.items():
@@ -264,7 +285,7 @@ class Stripes:
 
     def _search_again(self, table: Table, hash_: int, value: bytes, taken: dict[int, int]) -> int:
         """~offset of a value that was inserted meanwhile, or the index of a free slot for it that is not taken by a batch."""
-        limit = self.segment.words[ARENA_LIMIT_WORD] & LOW_40
+        limit = self.limit()
         mask = (1 << table.bits) - 1
         found = find(self.segment.words, self.segment.data, table.word, mask, self._arena_offset, limit, hash_, value)
         return ~found if found >= 0 else self._free_slot(table, hash_, taken)
@@ -293,21 +314,21 @@ class Stripes:
         slots = read_table(self.segment.words, table.word, 1 << table.bits)
         slots = slots[slots != 0]
         offsets = (slots & np.uint64(OFFSET_MASK)).astype(np.int64)
-        limit = int(self.segment.words[ARENA_LIMIT_WORD] & LOW_40)
+        limit = self.limit()
         if len(offsets) and int(offsets.max()) + RECORD_SIZE > limit:
             raise self._corrupt(f"stripe {stripe}: a slot points beyond the arena's {limit} committed bytes")
         records = np.frombuffer(self.segment.words, np.uint64, limit // WORD_SIZE, self._arena_offset)
         grown = build(records[offsets // WORD_SIZE], slots, 1 << bits)
         self.segment.data[start : start + grown.nbytes] = grown.tobytes()
         row = self._stripes_word + stripe * STRIPE_WORDS
-        self.segment.words[row + TABLE] = self.epoch << 16 | bits  # commits
+        self.segment.words[row + TABLE] = seal(self.epoch, bits)  # commits
         self.segment.words[row + GROWTHS] += 1
-        return self._current(stripe)
+        return self.table(stripe)
 
     def _used_of(self, stripe: int, chunk: int) -> int:
         """How much of a chunk is used; raises PoolCorruptError unless the stripe owns it."""
         words = self.segment.words
-        if chunk * self._chunk_size < words[ARENA_LIMIT_WORD] & LOW_40:
+        if chunk * self._chunk_size < self.limit():
             # Beyond an honest word's owner and epoch there is nothing left but the bytes used.
             state = words[self._chunks_word + chunk] - (self.epoch << CHUNK_EPOCH_SHIFT | (stripe + 1))
             if 0 <= state <= self._chunk_size << CHUNK_USED_SHIFT and not state & CHUNK_OWNER_MASK:
@@ -317,8 +338,7 @@ class Stripes:
     def _take_chunk(self, stripe: int) -> int:
         """Under the stripe's lock and the grow lock."""
         words, geometry = self.segment.words, self.geometry
-        state = words[ARENA_LIMIT_WORD]
-        limit = state & LOW_40 if state >> TAG_SHIFT == self.epoch else 0
+        limit = self.limit()
         chunk = limit // geometry.chunk_size
         if chunk >= geometry.chunk_count:
             raise PoolFullError(
@@ -330,7 +350,7 @@ class Stripes:
         row = self._stripes_word + stripe * STRIPE_WORDS
         words[row + INTENT] = INTENT_TAKE_CHUNK << INTENT_SHIFT | chunk
         words[self._chunks_word + chunk] = make_chunk(0, stripe, self.epoch)
-        words[ARENA_LIMIT_WORD] = self.epoch << TAG_SHIFT | limit + geometry.chunk_size  # commits
+        words[ARENA_LIMIT_WORD] = seal(self.epoch, limit + geometry.chunk_size)  # commits
         words[row + CHUNK] = chunk + 1
         words[row + INTENT] = 0
         return int(chunk)
@@ -339,7 +359,7 @@ class Stripes:
         """Finish or undo what a killed or interrupted holder of the lock left; prepare a stripe that is new or was reset."""
         words = self.segment.words
         row = self._stripes_word + stripe * STRIPE_WORDS
-        if words[row + TABLE] >> 16 != self.epoch:
+        if not self.is_started(stripe):
             self._start(stripe)
         intent = words[row + INTENT]
         if not intent:
@@ -368,16 +388,16 @@ class Stripes:
         words[row + INTENT] = 0
         words[row + COUNT] = 0
         words[row + CHUNK] = 0
-        words[row + TABLE] = self.epoch << 16 | MIN_TABLE_BITS
+        words[row + TABLE] = seal(self.epoch, MIN_TABLE_BITS)
 
     def _recover_insert(self, stripe: int, offset: int) -> bool:
         words = self.segment.words
         row = self._stripes_word + stripe * STRIPE_WORDS
         chunk = offset // self.geometry.chunk_size
-        self._used_of(stripe, chunk)
+        used = self._used_of(stripe, chunk)
         if offset % 8 or offset % self.geometry.chunk_size + RECORD_SIZE > self.geometry.chunk_size:
             raise self._corrupt(f"stripe {stripe}: its intent names arena offset {offset}, where no record can be")
-        table, start = self._current(stripe), chunk * self._chunk_size
+        table, start = self.table(stripe), chunk * self._chunk_size
         end, count = offset, -1
         # Of a batch, what a slot points at was inserted, up to the first record that none does. What is written beyond that
         # means nothing: no slot leads to it, and the chunk's used bytes end before it.
@@ -386,6 +406,9 @@ class Stripes:
             if not record.live or record.end > start + self._chunk_size or not self._has_slot(table, record.hash, end):
                 break
             end, count = record.end, record.ordinal + 1
+        # An honest intent was set with the chunk filled to its place, and is cleared after it was filled to the end.
+        if used not in (offset - start, end - start):
+            raise self._corrupt(f"stripe {stripe}: its intent names arena offset {offset}, and chunk {chunk} is used to {used}")
         if count < 0:
             return False
         words[self._chunks_word + chunk] = make_chunk(end - start, stripe, self.epoch)
@@ -395,7 +418,7 @@ class Stripes:
     def _recover_take_chunk(self, stripe: int, chunk: int) -> bool:
         # The limit before the owner: a chunk that was not yet taken when its taker died may be somebody else's by now.
         words = self.segment.words
-        if chunk >= (words[ARENA_LIMIT_WORD] & LOW_40) // self.geometry.chunk_size:
+        if chunk >= self.limit() // self.geometry.chunk_size:
             return False
         if read_chunk(self.segment, chunk, self.epoch).owner != stripe:
             return False
@@ -416,13 +439,23 @@ class Stripes:
         stripe_count = self.geometry.stripe_count
         # The top bits, shifted in two steps: one stripe has none, and a shift by 64 is undefined.
         stripes = words[places] >> np.uint64(32) >> np.uint64(32 - (stripe_count.bit_length() - 1))
-        return (ordinals * np.uint64(stripe_count) + stripes).astype(np.int64)
+        columns = (ordinals * np.uint64(stripe_count) + stripes).astype(np.int64)
+        return columns % self.geometry.ordinal_count  # a damaged record must not count in another process's ledger
 
     def limit(self) -> int:
         """Bytes of the arena that are taken and committed."""
         state = self.segment.words[ARENA_LIMIT_WORD]
-        limit = int(state & LOW_40) if state >> TAG_SHIFT == self.epoch else 0
-        return min(limit, self.geometry.arena_size)
+        known = self._limit
+        return known[1] if known[0] == state else self._read_limit(state)
+
+    def _read_limit(self, state: int) -> int:
+        epoch, limit = self.segment.read_sealed(ARENA_LIMIT_WORD, "the arena's limit")
+        if epoch != self.epoch:
+            limit = 0  # from before a reset: nothing is taken
+        if limit > self.geometry.arena_size or limit % self._chunk_size:
+            raise self._corrupt(f"its arena's limit is {limit}")
+        self._limit = (state, limit)
+        return limit
 
     def _corrupt(self, what: str) -> PoolCorruptError:
         return PoolCorruptError(
