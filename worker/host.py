@@ -16,6 +16,7 @@ Guarantees:
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
 from collections import Counter
@@ -77,6 +78,8 @@ IDENTIFY_DEADLINE_S: Final = 10.0
 MAX_ADDRESSES: Final = 8  # of one peer: it can claim any number, of any host, and each would be dialled
 STREAM_ENDS: Final = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.ClosedResourceError)
 
+_PLAIN_ADDRESS: Final = re.compile(r"/ip[46]/[0-9A-Fa-f.:]+/tcp/\d+")
+
 MessageHandler: TypeAlias = Callable[[Message], None]
 Validator: TypeAlias = Callable[[PeerId, Message], Verdict]
 
@@ -92,7 +95,7 @@ class HostStats:
     bad_frames: int = 0
     bad_signatures: int = 0
     disconnected: int = 0
-    misbehaviour: Counter[str] = field(default_factory=Counter)
+    misbehaviour: dict[str, int] = field(default_factory=dict)  # by `Misbehaviour`'s names
 
 
 class Host(Generic[K]):
@@ -204,7 +207,7 @@ class Host(Generic[K]):
         return identity == self.identity or identity.to_bytes() in self._peers
 
     async def addresses_of(self, peer: PeerId) -> list[str]:
-        """Up to 8 multiaddrs at which a connected peer says it listens; empty if it has not said within 10 seconds.
+        """The `dialable` multiaddrs at which a connected peer says it listens; empty if it has not said within 10 seconds.
 
         They come with identify or with the signed record of its first RPC, both shortly after it connects, and
         py-libp2p signals neither: hence the polling.
@@ -213,11 +216,11 @@ class Host(Generic[K]):
         deadline = trio.current_time() + IDENTIFY_DEADLINE_S
         while peer in self._peers and trio.current_time() < deadline:
             try:
-                known = self._host.get_peerstore().addrs(identity)
+                known = [str(address) for address in self._host.get_peerstore().addrs(identity)]
             except PeerStoreError:
                 known = []
-            if known:
-                return [_with_peer_id(address, identity) for address in known[:MAX_ADDRESSES]]
+            if addresses := dialable(known, str(identity)):
+                return addresses
             await trio.sleep(0.05)
         return []
 
@@ -235,7 +238,7 @@ class Host(Generic[K]):
                         self.stats.delivered += 1
                         self._on_message(message)
                 case Misbehaved(peer, reason):
-                    self.stats.misbehaviour[reason.name] += 1
+                    self.stats.misbehaviour[reason.name] = self.stats.misbehaviour.get(reason.name, 0) + 1
                     self.strike(peer, reason.value)
                 case Connect(peer):
                     log.debug("explicit peer %s is not connected", ID(peer))
@@ -259,9 +262,16 @@ class Host(Generic[K]):
         self._on_peer(peer)
 
     def peer_removed(self, identity: ID) -> None:
+        """Our stream to a peer is gone. If its connection is not, it goes too.
+
+        `Pubsub` would open another stream and the router take the peer for a new one; but the peer, whose own stream to us
+        still stands, would not tell us its subscriptions again. After a new connection both ends say all.
+        """
         peer = identity.to_bytes()
         self._peers.pop(peer, None)
         self.apply(self.router.remove_peer(peer))
+        if self._nursery is not None and self._host.get_network().get_connections(identity):
+            self._nursery.start_soon(self._host.disconnect, identity)
 
     def handle(self, identity: ID, rpc: rpc_pb2.RPC) -> None:
         """An RPC arrived. Raises `WireError` if it holds what no RPC may."""
@@ -557,6 +567,10 @@ def _one_peer(addresses: Sequence[str]) -> tuple[ID, list[Multiaddr]]:
     return identities.pop(), [address for info in infos for address in info.addrs]
 
 
-def _with_peer_id(address: Multiaddr, identity: ID) -> str:
-    text = str(address)
-    return text if "/p2p/" in text else f"{text}/p2p/{identity}"
+def dialable(addresses: Iterable[str], peer_id: str) -> list[str]:
+    """Up to 8 of a peer's multiaddrs, those with an IP address and a TCP port, each ending in /p2p/<its peer id>.
+
+    A stranger writes these. What is no plain address of its own (a relay, another peer's, a name to look up) is left out.
+    """
+    plain = [address.removesuffix(f"/p2p/{peer_id}") for address in addresses]
+    return [f"{address}/p2p/{peer_id}" for address in dict.fromkeys(plain) if _PLAIN_ADDRESS.fullmatch(address)][:MAX_ADDRESSES]

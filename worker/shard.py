@@ -42,6 +42,7 @@ SIBLING_RETRY_S: Final = 0.2
 FIRST_DIAL_RETRY_S: Final = 0.2
 LAST_DIAL_RETRY_S: Final = 30.0
 PEER_WATCH_S: Final = 1.0
+SUPERVISOR_END_S: Final = 5.0
 
 
 class Shard(Generic[K]):
@@ -245,7 +246,7 @@ class Shard(Generic[K]):
         try:
             await self.host.dial(addresses)
         except HostError as error:
-            log.warning("%s", error)
+            log.info("%s", error)
             return False
         finally:
             self._dialling.discard(addresses)
@@ -259,6 +260,8 @@ class Shard(Generic[K]):
                 delay = FIRST_DIAL_RETRY_S
                 await trio.sleep(PEER_WATCH_S)
             else:
+                if delay == FIRST_DIAL_RETRY_S:
+                    log.warning("shard %d: peer %s does not answer; it is dialled again and again", self.config.index, address)
                 await trio.sleep(delay)
                 delay = min(2 * delay, LAST_DIAL_RETRY_S)
 
@@ -272,6 +275,7 @@ async def run_process() -> None:
     # Standard output is the supervisor's pipe, and holds one line: whatever a library prints goes to standard error.
     answer = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    supervisor = os.pidfd_open(os.getppid())
     lifeline = trio.lowlevel.FdStream(os.dup(sys.stdin.fileno()))
     line, _, rest = (await _read_line(lifeline)).partition(b"\n")
     config = ShardConfig.from_json(line.decode())
@@ -288,6 +292,8 @@ async def run_process() -> None:
             nursery.start_soon(_cancel_on_sigterm, nursery.cancel_scope)
             orphaned = not rest and not await lifeline.receive_some(16)
             nursery.cancel_scope.cancel()
+        if orphaned:
+            await _wait_until_ended(supervisor)
     if orphaned:
         log.warning("shard %d: the supervisor is gone, ending", config.index)
         _remove_directory(Path(config.directory))
@@ -310,6 +316,13 @@ async def _read_line(stream: trio.lowlevel.FdStream) -> bytes:
     return data
 
 
+async def _wait_until_ended(pidfd: int) -> None:
+    """A killed process closes its pipes before the kernel lets go of its place in the pool: some 10 ms, in which a shard can
+    end. Each would leave the pool to the other two, and nobody remove it."""
+    with trio.move_on_after(SUPERVISOR_END_S):
+        await trio.lowlevel.wait_readable(pidfd)
+
+
 async def _cancel_on_sigterm(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
@@ -330,7 +343,7 @@ def main() -> int:
     failed = False
     try:
         trio.run(run_process)
-    except* (WorkerError, PoolError, OSError, EOFError) as errors:
+    except* (WorkerError, PoolError, OSError, EOFError, ValueError) as errors:
         failed = True
         log.error("%s", "; ".join(str(error) for error in leaves(errors)))
     return int(failed)

@@ -85,9 +85,21 @@ class HostilePeer:
     def __init__(self, host: IHost, key: KeyPair, victim: str) -> None:
         self.host = host
         self.key = key
-        self._victim = info_from_p2p_addr(Multiaddr(victim)).peer_id
+        self.incoming: list[INetStream] = []  # pubsub streams that the victim opened
+        self._info = info_from_p2p_addr(Multiaddr(victim))
+        self._victim = self._info.peer_id
         self._seqno = 0
         self._stream: INetStream | None = None
+
+    async def connect(self) -> None:
+        self._stream = None
+        await self.host.connect(self._info)
+
+    async def reset_incoming(self) -> None:
+        """Break the victim's stream, and nothing else."""
+        while not self.incoming:
+            await trio.sleep(POLL_S)
+        await self.incoming.pop().reset()
 
     async def write(self, data: bytes) -> None:
         """Raw bytes on a pubsub stream."""
@@ -117,8 +129,10 @@ async def hostile_peer(victim: str, *, reads: bool = True) -> AsyncIterator[Host
     """A peer connected to `victim`, which it lets open a pubsub stream; it reads it or not, and answers nothing."""
     key = create_new_key_pair()
     host = new_host(key_pair=key)
+    peer = HostilePeer(host, key, victim)
 
     async def swallow(stream: INetStream) -> None:
+        peer.incoming.append(stream)
         try:
             while reads and await stream.read(65_536):
                 pass
@@ -128,5 +142,5 @@ async def hostile_peer(victim: str, *, reads: bool = True) -> AsyncIterator[Host
 
     host.set_stream_handler(TProtocol(PROTOCOL_ID_V11), swallow)
     async with host.run([LISTEN]):
-        await host.connect(info_from_p2p_addr(Multiaddr(victim)))
-        yield HostilePeer(host, key, victim)
+        await peer.connect()
+        yield peer

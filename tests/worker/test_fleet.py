@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from libp2p.pubsub.pb import rpc_pb2
 
 from shmpool import Pool, PoolNotFoundError, TopicRef
 from tests.worker.stock import StockPeer, hostile_peer, stock_peer
@@ -152,12 +153,15 @@ def test_a_peer_that_sends_garbage_costs_no_shard() -> None:
         async with running_with_stock_peer() as (fleet, node, stock):
             for address in fleet.addresses:
                 async with hostile_peer(address) as hostile:
+                    await hostile.send(rpc_pb2.RPC(publish=[rpc_pb2.Message(data=b"unsigned", topicIDs=TOPICS[:1])]))
                     await hostile.write(b"\x64" + b"\xff" * 100)
                     await hostile.wait_until_disconnected()
 
             await exchange(node, stock, TOPICS, b"still here")
             assert [member.restart_count for member in fleet.members] == [0, 0]
-            assert sum(report["host"]["bad_frames"] for report in await node.report([])) == 2
+            reports = await node.report([])
+            assert [report["host"]["bad_frames"] for report in reports] == [1, 1]
+            assert sum(report["host"]["misbehaviour"].get("MALFORMED_MESSAGE", 0) for report in reports) == 1
 
     trio.run(test)
 

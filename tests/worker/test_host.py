@@ -23,7 +23,7 @@ from libp2p.utils import encode_varint_prefixed
 from tests.worker.stock import HostilePeer, hostile_peer, stock_peer
 from worker.effects import Verdict
 from worker.errors import HostError
-from worker.host import MAX_DATA_SIZE, SEND_QUEUE_RPCS, Host, SendQueue
+from worker.host import MAX_DATA_SIZE, SEND_QUEUE_RPCS, Host, SendQueue, dialable
 from worker.messages import Message
 from worker.topics import BytesTopics
 
@@ -122,7 +122,7 @@ def test_the_callers_verdict_decides_what_is_delivered(verdict: Verdict) -> None
             await stock.publish(TOPIC, b"wanted")
 
             assert (await heard.messages.receive()).data == b"wanted"
-            assert heard.host.stats.misbehaviour["INVALID_MESSAGE"] == (1 if verdict is Verdict.REJECT else 0)
+            assert heard.host.stats.misbehaviour == ({"INVALID_MESSAGE": 1} if verdict is Verdict.REJECT else {})
 
     trio.run(test)
 
@@ -319,6 +319,47 @@ def test_what_a_peer_does_not_read_is_dropped_and_counted_and_never_waited_for()
             assert heard.host.stats.dropped == count - 16
 
     trio.run(test)
+
+
+def test_a_peer_whose_stream_breaks_is_disconnected_and_tells_all_when_it_comes_back() -> None:
+    subscribe = rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts(subscribe=True, topicid=TOPIC)])
+
+    async def test() -> None:
+        async with running_host() as heard, hostile_peer(heard.host.addresses[0]) as peer:
+            await peer.send(subscribe)
+            await wait_for(lambda: bool(heard.host.router.topic_peers(TOPIC.encode())))
+
+            await peer.reset_incoming()
+            while heard.host.peers:
+                heard.host.publish(TOPIC.encode(), b"into a stream that is no more")
+                await trio.sleep(0.005)
+            await peer.wait_until_disconnected()
+            await peer.connect()
+            await peer.send(subscribe)
+
+            await wait_for(lambda: bool(heard.host.router.topic_peers(TOPIC.encode())))
+            assert heard.host.publish(TOPIC.encode(), b"it can be sent to again") == 1
+
+    trio.run(test)
+
+
+def test_only_plain_addresses_of_a_peer_itself_are_passed_on() -> None:
+    claimed = [
+        "/ip4/192.0.2.1/tcp/4001",
+        "/ip4/192.0.2.1/tcp/4001/p2p/me",
+        "/ip6/2001:db8::1/tcp/4001/p2p/me",
+        "/ip4/192.0.2.1/tcp/4001/p2p/another",
+        "/ip4/192.0.2.1/tcp/4001/p2p/another/p2p-circuit/p2p/me",
+        "/ip4/192.0.2.1/udp/4001/quic-v1",
+        "/dns4/example.org/tcp/4001",
+        "/ip4/192.0.2.1/tcp/1\n/ip4/192.0.2.2/tcp/2",
+        *(f"/ip4/192.0.2.2/tcp/{port}" for port in range(100)),
+    ]
+
+    passed_on = dialable(claimed, "me")
+
+    assert passed_on[:2] == ["/ip4/192.0.2.1/tcp/4001/p2p/me", "/ip6/2001:db8::1/tcp/4001/p2p/me"]
+    assert passed_on[2:] == [f"/ip4/192.0.2.2/tcp/{port}/p2p/me" for port in range(6)]
 
 
 def test_a_queue_to_a_peer_is_bounded_in_number_too() -> None:
