@@ -27,8 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shmpool import PoolError
 from tools.exchange import WINDOW, Exchange, ExchangeError
 from tools.outside_peer import Orders
-from tools.results import Result, describe, judge, tabulate
 from tools.traffic import consensus_topics
+from tools.verdict import Result, describe, judge, tabulate
 from worker.errors import WorkerError, leaves
 from worker.node import open_node
 from worker.supervisor import Fleet, FleetOptions, run_fleet

@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from tools.exchange import Direction, Exchange
-from tools.results import PoolFigures, Result, describe, judge
 from tools.traffic import INWARDS, OUTWARDS, consensus_topics, number_of, payload, payload_size, plan
+from tools.verdict import PoolFigures, Result, describe, judge
 from worker.ownership import owner_of
 
 if TYPE_CHECKING:
