@@ -112,7 +112,8 @@ def tabulate(result: Result) -> Table:
 
 def describe(result: Result) -> list[str]:
     """What the table has no column for, one fact a line; the verdict last."""
-    lines = [f"The outside peer dialled {result.outside_dialled} address and is connected to {result.outside_connected} of {result.shards} shards."]
+    connected = f"{result.outside_connected} of {result.shards} shards"
+    lines = [f"The outside peer dialled {result.outside_dialled} address and is connected to {connected}."]
     if result.pool is None:
         lines.append(
             f"Interning is off: no refs exist to compare. By name, {result.processes_compared} processes agree on "
