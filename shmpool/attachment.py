@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from shmpool.errors import PoolError, PoolFullError
 from shmpool.layout import ATTACHED, PID, PROCESS_BYTES, START_TIME, WORD_SIZE
 from shmpool.ledger import Words, clear_stale_ledger, commit_ledger, finish_fold, fold, ledger_word, row_word
 from shmpool.lock import ALL_SIGNALS, ByteLock, adopt_process, forget_mutexes, others_hold, try_lock, unlock
-from shmpool.segment import Segment, reopen
+from shmpool.segment import Segment, close_all, reopen
 
 
 class Attachment:
@@ -149,41 +149,36 @@ class _Fork:
     """What the hook before a fork prepared for one attachment: a locked row on a description that only the child keeps."""
 
     attachment: Attachment
-    fd: int = -1
+    opened: list[int] = field(default_factory=list)
     row: int = -1
     is_ready: bool = False
 
     def prepare(self) -> None:
         segment, gate = self.attachment.segment, self.attachment.gate
         try:
-            self.fd = reopen(segment.fd)
-            row = _take_clean_row(segment, self.fd)
-            self.row = gate.run(take_row, segment, self.fd) if row is None else row
+            reopen(segment.fd, self.opened)
+            row = _take_clean_row(segment, self.opened[0])
+            self.row = gate.run(take_row, segment, self.opened[0]) if row is None else row
         except (OSError, ValueError, PoolError):
             return  # no descriptor or no row to be had, or closed meanwhile: the child will find the pool closed
         self.is_ready = True
 
     def finish_in_parent(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        close_all(self.opened)
 
     def finish_in_child(self) -> None:
         attachment, segment = self.attachment, self.attachment.segment
-        inherited = segment.fd
         try:
             if self.is_ready and all(lock.is_mine() for lock in attachment.locks_in_order()):
-                segment.fd = self.fd
+                segment.replace_fd(self.opened)
                 attachment.settle(self.row)
-            elif inherited >= 0:
+            elif segment.fd >= 0:
                 forget_mutexes()
                 segment.make_private()
-                segment.fd = -1
                 attachment.is_seated = False
                 attachment.retire()
-                self.finish_in_parent()
+                close_all(self.opened)
         finally:
-            if inherited >= 0:
-                os.close(inherited)
             attachment.on_fork_in_child()
 
 

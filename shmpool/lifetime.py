@@ -90,7 +90,7 @@ def create(name: str, constants: Constants) -> Seat:
         gate = _gate(segment)
         return gate.run(_publish, segment, gate)
     except BaseException:
-        abandon(segment)
+        undo_create(segment)
         raise
 
 
@@ -102,13 +102,21 @@ def _publish(segment: Segment, gate: ByteLock) -> Seat:
     return Seat(segment, gate, row, _open_semaphores(segment))
 
 
-def abandon(segment: Segment) -> None:
-    """Undo a create or attach that did not come to its end: remove the pool if nobody else is attached, and close."""
+def undo_create(segment: Segment) -> None:
+    """After an error or interrupt before the pool was given out: remove it if nobody else is attached by now, and close."""
     try:
-        if segment.fd >= 0 and not segment.constants.persistent:
+        if segment.fd >= 0:
             _gate(segment).run(_remove_unused, segment)
     finally:
         segment.close()
+
+
+def undo_attach(segment: Segment) -> None:
+    """The same for an attachment: as its process's end would."""
+    if segment.constants.persistent:
+        segment.close()
+    else:
+        undo_create(segment)
 
 
 def _remove_unused(segment: Segment) -> None:

@@ -74,7 +74,7 @@ class Pool:
             process_count=process_count,
             persistent=persistent,
         )
-        return cls._settle(lifetime.create(name, constants), cache_size)
+        return cls._settle(lambda: lifetime.create(name, constants), cache_size, lifetime.undo_create)
 
     @classmethod
     def attach(cls, name: str, *, cache_size: int = DEFAULT_CACHE_SIZE) -> Self:
@@ -83,7 +83,7 @@ class Pool:
         Raises PoolNotFoundError; PoolCorruptError, PoolVersionError or PoolError for what is no pool of this user and version;
         PoolFullError where the process table or the host's memory is full. Whatever is refused is left as it is.
         """
-        return cls._settle(lifetime.attach(name), cache_size)
+        return cls._settle(lambda: lifetime.attach(name), cache_size, lifetime.undo_attach)
 
     @classmethod
     def open(cls, name: str, **options: Any) -> Self:
@@ -111,11 +111,12 @@ class Pool:
         lifetime.unlink(name)
 
     @classmethod
-    def _settle(cls, seat: lifetime.Seat, cache_size: int) -> Self:
+    def _settle(cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[lifetime.Segment], None]) -> Self:
+        seat = take_seat()  # no exception of a signal handler fits between this call's return and the `try`
         try:
             return cls(Store(seat, cache_size))
         except BaseException:
-            lifetime.abandon(seat.segment)
+            undo(seat.segment)
             raise
 
     def __init__(self, store: Store) -> None:

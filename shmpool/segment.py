@@ -42,24 +42,24 @@ class Segment(SharedMemory):
     words: memoryview
     data: mmap.mmap
 
-    def __init__(self, name: str, fd: int, constants: Constants) -> None:  # takes over `fd`
+    def __init__(self, name: str, fd: int, constants: Constants) -> None:  # `fd` stays the caller's
         self.pool_name = name
         self.constants = constants
         self.fd = -1
+        self._opened: list[int] = []
         # The fields that SharedMemory's own methods (buf, name, size, close, __repr__) use.
         self._name = "/" + PREFIX + name
         self._fd = -1
         self._size = constants.geometry.total_size
         try:
-            self.fd = reopen(fd)
+            reopen(fd, self._opened)
+            self.fd = self._opened[0]
             self._mmap = self.data = mmap.mmap(fd, self._size)
             self._buf = memoryview(self.data)
             self.words = self._buf.cast("Q")
         except BaseException:
             self._close_fd()
             raise
-        finally:
-            os.close(fd)
 
     def __del__(self) -> None:
         if hasattr(self, "words"):  # else __init__ raised, and closed what it had opened
@@ -140,9 +140,14 @@ class Segment(SharedMemory):
             return  # the last view unmaps it
 
     def _close_fd(self) -> None:
-        if self.fd >= 0:
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+        self.fd = -1
+        close_all(self._opened)
+
+    def replace_fd(self, opened: list[int]) -> None:
+        """Lock on another description from now on, the one in `opened`, and close the one so far."""
+        self._opened, before = opened, self._opened
+        self.fd = opened[0]
+        close_all(before)
 
     def make_private(self) -> None:
         """Turn the mapping into a copy that only this process sees, in place: whoever still holds a view of it can neither
@@ -165,21 +170,20 @@ def create(name: str, constants: Constants) -> Segment:
     Raises PoolFullError where memory for those is missing, ValueError for a name that cannot be one.
     """
     validate_name(name)
+    opened: list[int] = []
     try:
-        fd = os.open(SHM_DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, MODE)
+        _open(SHM_DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, opened)
+        os.fchmod(opened[0], MODE)  # whatever the process's umask made of it
+        os.ftruncate(opened[0], constants.geometry.total_size)
+        segment = Segment(name, opened[0], constants)
     except OSError as error:
         if error.errno not in _NO_MEMORY:
             raise
         raise PoolFullError(
             f"pool {name!r}: {SHM_DIR} has no room for one more file ({error.strerror}). Nothing was changed. Remove some there."
         ) from None
-    try:
-        os.fchmod(fd, MODE)  # whatever the process's umask made of it
-        os.ftruncate(fd, constants.geometry.total_size)
-    except BaseException:
-        os.close(fd)
-        raise
-    segment = Segment(name, fd, constants)
+    finally:
+        close_all(opened)
     try:
         segment.commit(0, constants.geometry.chunks_offset)
         page = encode(constants)
@@ -196,32 +200,29 @@ def attach(name: str) -> Segment:
 
     Raises PoolNotFoundError, PoolCorruptError, PoolVersionError; the file is never changed.
     """
-    fd = open_named(name)
+    opened: list[int] = []
     try:
-        constants = decode(os.pread(fd, PAGE_SIZE, 0), os.fstat(fd).st_size, f"pool {name!r}")
-    except BaseException:
-        os.close(fd)
-        raise
-    return Segment(name, fd, constants)
+        _open_named(name, opened)
+        page, size = os.pread(opened[0], PAGE_SIZE, 0), os.fstat(opened[0]).st_size
+        return Segment(name, opened[0], decode(page, size, f"pool {name!r}"))
+    finally:
+        close_all(opened)
 
 
-def open_named(name: str) -> int:
-    """A descriptor of the file of that name, after checks that it is a private regular file of this user."""
+def _open_named(name: str, opened: list[int]) -> None:
+    """Open the file of that name, and check that it is a private regular file of this user."""
     path = path_of(name)
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        _open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, opened)
     except FileNotFoundError:
         raise PoolNotFoundError(f"pool {name!r}: there is no {path}. Create it, or open it with Pool.open.") from None
     except PermissionError:
         raise PoolError(f"pool {name!r}: {path} belongs to another user. It was left as it is.") from None
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
         raise PoolCorruptError(f"pool {name!r}: {path} is not a pool ({error.strerror}). It was left as it is.") from None
-    try:
-        _check_file(name, path, os.fstat(fd))
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    _check_file(name, path, os.fstat(opened[0]))
 
 
 def _check_file(name: str, path: str, state: os.stat_result) -> None:
@@ -237,9 +238,23 @@ def _check_file(name: str, path: str, state: os.stat_result) -> None:
         )
 
 
-def reopen(fd: int) -> int:
-    """A new open file description of the same file, which may have no name."""
-    return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+def reopen(fd: int, opened: list[int]) -> None:
+    """Append to `opened` a new open file description of the same file, which may have no name."""
+    _open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC, opened)
+
+
+# A signal handler's exception can arrive after any call returns, and a descriptor that is a mere number then would be lost. So
+# one C call opens it and puts it into a list that a `finally` closes, by one C call as well.
+
+
+def _open(path: str, flags: int, opened: list[int]) -> None:
+    opened.extend(map(os.open, (path,), (flags,), (MODE,)))
+
+
+def close_all(opened: list[int]) -> None:
+    """Close the descriptors in a list and empty it."""
+    any(map(os.close, opened))
+    opened.clear()
 
 
 def path_of(name: str) -> str:
