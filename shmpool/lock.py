@@ -23,6 +23,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from fcntl import F_OFD_GETLK, F_OFD_SETLK, F_OFD_SETLKW, F_UNLCK, F_WRLCK, fcntl
 from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 
@@ -137,6 +138,11 @@ class ByteLock:
     def _refuse_closed(self) -> None:
         why = "was closed by another thread" if _marked[0] else "was forked without Python's fork hooks and is not attached"
         raise PoolClosedError(f"{self.what}: {why}. Nothing was changed; other processes are not affected. Attach again.")
+
+    def shut_out(self, body: Callable[[*Ts], T], /, *args: *Ts) -> T:
+        """Call `body` while no other thread of this process is inside; other processes may be."""
+        with self._mutex:
+            return body(*args)
 
     def freeze(self) -> None:
         """Wait until no other thread of this process is inside, and keep it so until `thaw`."""
@@ -290,8 +296,11 @@ def _open_semaphore(name: str) -> posix_ipc.Semaphore:
 
 
 def close_semaphores(semaphores: Semaphores) -> None:
-    for semaphore in semaphores:
-        semaphore.close()
+    """Close semaphores and empty the list; after an interrupt it can be done again."""
+    while semaphores:
+        with suppress(posix_ipc.ExistentialError):  # closed already
+            semaphores[-1].close()
+        semaphores.pop()
 
 
 def unlink_semaphores(pool_id: int, count: int) -> None:

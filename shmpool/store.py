@@ -359,26 +359,22 @@ class Store:
         if self._closing._is_owned() or any(lock.is_mine() for lock in (self.seat.gate, *self.locks)):  # type: ignore[attr-defined]  # noqa: SLF001
             self.seat.gate.refuse_reentry()
         with self._closing:
-            if self.segment.fd < 0:
-                return
-            if not self.closed:
-                self.empty_cache()
-                self.closed = "is being closed"
-            self.seat.gate.run(self._leave)
+            if self.segment.fd >= 0:
+                if not self.closed:
+                    self.empty_cache()
+                    self.closed = "is being closed"
+                self.seat.gate.run(self._leave, 0)
             self.closed = "was closed"
-
-    def _leave(self) -> None:
-        try:
-            for lock in self.locks:
-                lock.freeze()
-            lifetime.leave(self.attachment)
-            self.segment.close()
-            close_semaphores(self.seat.semaphores)
             self.attachment.retire()
             _stores.discard(self)
-        finally:
-            for lock in self.locks:
-                lock.thaw()
+
+    def _leave(self, stripe: int) -> None:
+        if stripe < len(self.locks):
+            self.locks[stripe].shut_out(self._leave, stripe + 1)
+            return
+        lifetime.leave(self.attachment)
+        close_semaphores(self.seat.semaphores)
+        self.segment.close()
 
     def close_quietly(self) -> None:
         """Close without raising; where that is not possible now, let the row go as a killed process does."""
