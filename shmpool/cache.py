@@ -33,13 +33,14 @@ class Cache:
         self._all: list[tuple[TopicRef, itertools.repeat[TopicRef]]] = []
         self._lefts = np.zeros(0, np.int64)
 
-    def add(self, value: bytes, ref: TopicRef) -> None:
-        """Remember a ref and count one use of it; the caller makes room first (`size`, `clear`)."""
+    def add(self, value: bytes, ref: TopicRef) -> int:
+        """Remember a ref and count one use of it. Returns how many are remembered; the caller keeps that within `size`."""
         cell = itertools.repeat(ref, _FULL)
         # In this order an interrupt in between leaves no cell in use that is not collected.
         self._all.append((ref, cell))
         self.cells[value] = cell
         next(cell)
+        return len(self._all)
 
     def add_value(self, ref: TopicRef, value: bytes) -> None:
         """Remember what a ref resolved to."""

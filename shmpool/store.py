@@ -34,7 +34,7 @@ from shmpool.stripe import Item, Stripes
 Refs = NDArray[np.uint64]
 
 BATCH: Final = 256  # inserts under one hold of a lock, so that a batch makes nobody wait long
-FLUSH_EVERY: Final = 1024  # a flush costs up to 0.3 ms with a full cache, so this is 0.3 us each
+FLUSH_EVERY: Final = 1024  # refs newly cached; a flush costs up to 0.3 ms with a full cache, so this is 0.3 us each
 
 
 class Store:
@@ -48,6 +48,7 @@ class Store:
         self.name = segment.pool_name
         self.closed = ""  # or why it is
         self.cache = Cache(cache_size)
+        self._flush_every = max(1, min(FLUSH_EVERY, cache_size))
         grow_lock = ByteLock(segment, GROW_BYTE, f"pool {self.name!r}, growth")
         self.locks = [
             StripeLock(segment, STRIPE_BYTES + stripe, f"pool {self.name!r}, stripe {stripe}", semaphore)
@@ -88,7 +89,7 @@ class Store:
         if origin != self.stripes.origin:
             return self.lookup(value)
         if offset >= 0:
-            return self._remember(value, TopicRef(origin + offset))
+            return self._remember(value, origin, offset)
         self.misses += 1
         return TopicRef(0)
 
@@ -106,20 +107,20 @@ class Store:
             offset = offsets[0]
         if origin != self.stripes.origin:
             return self.intern(value, capacity)
-        return self._remember(value, TopicRef(origin + offset))
+        return self._remember(value, origin, offset)
 
-    def _remember(self, value: bytes, ref: TopicRef) -> TopicRef:
+    def _remember(self, value: bytes, origin: int, offset: int) -> TopicRef:
         """Cache a ref and count this use of it."""
+        ref = TopicRef(origin + offset)
         with self._flushing:
-            if len(self.cache.cells) >= self.cache.size:
-                self.empty_cache()
-            self.cache.add(value, ref)
-            self._unflushed += 1
-            if self._unflushed >= FLUSH_EVERY:
-                self.flush()
-            # A reset after the ref was made may have emptied the cache before it came in.
-            if not 0 <= ref - self.stripes.origin < self.stripes.limit():
-                self.empty_cache()
+            count = self.cache.add(value, ref)
+            if count % self._flush_every == 0:
+                if count < self.cache.size:
+                    self.flush()
+                else:
+                    self.empty_cache()
+            if origin != self.stripes.origin:
+                self.empty_cache()  # a reset may have emptied it just before this stale ref came in
         return ref
 
     def _insert(
@@ -240,7 +241,6 @@ class Store:
         self._flushing = threading.RLock()
         self._is_flushing = False
         self._closing = threading.RLock()
-        self._unflushed = 0
         self.uses = self.misses = self.uses_dropped = 0
         self.stripes.inserts = self.stripes.rollbacks = self.stripes.rollforwards = 0
         for lock in self.locks:
@@ -257,7 +257,6 @@ class Store:
                 return
             self._is_flushing = True
             try:
-                self._unflushed = 0
                 refs, uses, lefts = self.cache.pending()
                 with suppress(PoolFullError):  # they stay in their cells until there is memory for the ledger
                     self._count_uses(refs, uses)

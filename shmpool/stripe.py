@@ -125,13 +125,14 @@ class Stripes:
                 table = self._locate(stripe, state)
             if table.bits < 0:
                 return -1
+            known = self._limit
             offset = find(
                 words,
                 self.segment.data,
                 table.word,
                 (1 << table.bits) - 1,
                 self._arena_offset,
-                self.limit(),
+                known[1] if known[0] == words[ARENA_LIMIT_WORD] else self.limit(),
                 hash_,
                 value,
             )

@@ -269,7 +269,7 @@ def test_readers_miss_nothing_while_the_table_grows(pool_name: str) -> None:
 @pytest.fixture
 def store(pool_name: str) -> Iterator[Store]:
     """A seat in a pool of one stripe and one chunk, with one value in it."""
-    made = Store(lifetime.create(pool_name, small_pool()), lambda: None)
+    made = Store(lifetime.create(pool_name, small_pool()), 64)
     made.intern(b"known", 100)
     yield made
     made.leave()
