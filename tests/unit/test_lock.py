@@ -363,7 +363,7 @@ def test_a_frozen_lock_lets_nobody_in_until_it_is_thawed(locks: Locks) -> None:
     entered = threading.Event()
     thread = threading.Thread(target=mine.run, args=(entered.set,))
 
-    assert mine.freeze()
+    mine.freeze()
     thread.start()
     assert not others_hold(locks.describe().fd, BYTE)
     assert not entered.is_set()
@@ -373,13 +373,43 @@ def test_a_frozen_lock_lets_nobody_in_until_it_is_thawed(locks: Locks) -> None:
     assert entered.is_set()
 
 
-def test_a_lock_cannot_be_frozen_from_inside(locks: Locks) -> None:
+def test_freezing_from_inside_waits_for_nobody_and_keeps_the_lock(locks: Locks) -> None:
     mine = locks.open()
 
-    assert not mine.run(mine.freeze)
+    def inside() -> bool:
+        mine.freeze()
+        mine.thaw()
+        return mine.is_mine() and locks.is_held()
 
-    assert mine.freeze()
+    assert mine.run(inside)
+    assert not mine.is_mine()
+    assert not locks.is_held()
+
+
+def test_thawing_what_was_never_frozen_does_no_harm(locks: Locks) -> None:
+    mine = locks.open()
+
     mine.thaw()
+
+    mine.run(nothing)
+    assert locks.token_count() == 1
+
+
+def test_shutting_out_keeps_this_processs_threads_out_and_other_processes_not(locks: Locks) -> None:
+    mine = locks.open()
+    entered = threading.Event()
+    thread = threading.Thread(target=mine.run, args=(entered.set,))
+
+    def inside() -> None:
+        thread.start()
+        assert mine.is_mine()
+        assert not locks.is_held()
+        assert not entered.is_set()
+
+    mine.shut_out(inside)
+    thread.join(DEADLINE_S)
+
+    assert entered.is_set()
 
 
 # ---- semaphores
