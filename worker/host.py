@@ -93,7 +93,6 @@ class HostStats:
     sent: int = 0
     dropped: int = 0
     bad_frames: int = 0
-    bad_signatures: int = 0
     disconnected: int = 0
     misbehaviour: dict[str, int] = field(default_factory=dict)  # by `Misbehaviour`'s names
 
@@ -131,6 +130,7 @@ class Host(Generic[K]):
             rng=rng or Random(),
             params=self._params,
             message_id=message_id,
+            is_authentic=_is_signed,
             self_id=self._host.get_id().to_bytes(),
             announce=False,  # Pubsub announces
         )
@@ -232,7 +232,7 @@ class Host(Generic[K]):
                 case SendRPC(peer, rpc):
                     queued += self._send(peer, rpc)
                 case Validate(received_from, message_id, message):
-                    queued += self.apply(self.router.validated(message_id, self._judge(received_from, message)))
+                    queued += self.apply(self.router.validated(message_id, self._validate(received_from, message)))
                 case Deliver(received_from, _, message):
                     if received_from is not None:
                         self.stats.delivered += 1
@@ -295,12 +295,6 @@ class Host(Generic[K]):
             return False
         self.stats.sent += len(rpc.publish)
         return bool(rpc.publish)
-
-    def _judge(self, received_from: PeerId, message: Message) -> Verdict:
-        if not _is_signed(message):
-            self.stats.bad_signatures += 1
-            return Verdict.REJECT
-        return self._validate(received_from, message)
 
     def _signed(self, topic: str, data: bytes) -> Message:
         self._seqno += 1

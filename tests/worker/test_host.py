@@ -287,6 +287,27 @@ def test_a_message_that_is_not_well_signed_is_lost_and_its_sender_goes_on(
     trio.run(test)
 
 
+def test_a_forgery_that_comes_first_does_not_hide_the_real_message() -> None:
+    async def test() -> None:
+        async with (
+            running_host(TOPIC) as heard,
+            hostile_peer(heard.host.addresses[0]) as author,
+            hostile_peer(heard.host.addresses[0]) as forger,
+        ):
+            real = author.message(TOPIC, b"real")
+            forged = rpc_pb2.Message()
+            forged.CopyFrom(real)  # `from` and `seqno` are the id, and can be guessed
+            forged.data = b"forged"
+
+            await forger.send(rpc_pb2.RPC(publish=[forged]))
+            await wait_for(lambda: heard.host.stats.misbehaviour == {"FORGED_MESSAGE": 1})
+            await author.send(rpc_pb2.RPC(publish=[real]))
+
+            assert (await heard.messages.receive()).data == b"real"
+
+    trio.run(test)
+
+
 def test_bytes_that_are_no_noise_handshake_cost_nobody_else_anything() -> None:
     async def test() -> None:
         async with running_host(TOPIC) as heard, stock_peer(TOPIC) as stock:
