@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from worker.bus import check_directory
 from worker.errors import BusError
 from worker.frames import NAMES, REFS, Codec
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from shmpool import Pool
 
 INFO_FILE: Final = "fleet.json"
+FLUSH_INTERVAL_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,13 @@ class Naming:
     topics: Topics[Any]
     codec: Codec[Any]
     pool: Pool | None  # attached; None with interning off
+
+    async def keep_counters_public(self) -> None:
+        """Publish this process's counters of the pool every `FLUSH_INTERVAL_S`, until cancelled: a process that only finds
+        what it has found before publishes nothing by itself."""
+        while self.pool is not None:
+            await trio.sleep(FLUSH_INTERVAL_S)
+            self.pool.flush()
 
 
 @contextmanager

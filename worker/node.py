@@ -164,6 +164,7 @@ async def open_node(directory: Path, *, inbox_messages: int = INBOX_MESSAGES) ->
         node = Node(directory, info, names, inbox_messages=inbox_messages)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(node.keep_connected)
+            nursery.start_soon(names.keep_counters_public)
             with node.open_inbox():
                 yield node
             nursery.cancel_scope.cancel()

@@ -289,6 +289,7 @@ async def run_process() -> None:
         orphaned = False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shard.run, ready)
+            nursery.start_soon(names.keep_counters_public)
             nursery.start_soon(_cancel_on_sigterm, nursery.cancel_scope)
             orphaned = not rest and not await lifeline.receive_some(16)
             nursery.cancel_scope.cancel()

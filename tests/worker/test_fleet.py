@@ -186,6 +186,18 @@ def test_strangers_topics_do_not_enter_the_pool_and_are_not_forgotten() -> None:
     trio.run(test)
 
 
+def test_others_see_what_shards_and_applications_count_without_asking_them() -> None:
+    async def test() -> None:
+        async with running(1, topics=(TOPICS[0],)) as (fleet, node):
+            with Pool.attach(fleet.info.pool or "") as watcher:
+                for number in range(20):
+                    await node.publish(TOPICS[0].encode(), b"%d" % number)
+
+                await wait_for(lambda: sum(process.counters.hits >= 20 for process in watcher.stats().processes) == 2)
+
+    trio.run(test)
+
+
 def test_every_shard_dials_the_configured_peers_and_joins_the_configured_topics_it_owns() -> None:
     async def test() -> None:
         async with stock_peer(*TOPICS) as stock, running(peers=(stock.address,), topics=tuple(TOPICS)) as (_, node):
