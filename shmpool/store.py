@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from math import isqrt
-from multiprocessing import util
+from multiprocessing import parent_process, util
 from typing import Any, Final
 
 import numpy as np
@@ -402,9 +402,11 @@ def _close_all() -> None:
         store.close_quietly()
 
 
-def _close_all_in_child(_: Any) -> None:
-    """A forked multiprocessing child runs no atexit handlers (before 3.13), but these."""
+def _close_all_at_end_of_child(_: Any = None) -> None:
+    """multiprocessing's children end without atexit handlers (before 3.13), but run these."""
     util.Finalize(None, _close_all, exitpriority=0)
 
 
-util.register_after_fork(_close_all_in_child, _close_all_in_child)
+util.register_after_fork(_close_all_at_end_of_child, _close_all_at_end_of_child)
+if parent_process() is not None:
+    _close_all_at_end_of_child()  # imported in such a child, which was forked without us
