@@ -7,12 +7,14 @@ import resource
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
+from typing import Any
 
 import pytest
 
-from shmpool import Pool, PoolClosedError, PoolFullError, PoolNotFoundError, PoolStats
+from shmpool import Pool, PoolBusyError, PoolClosedError, PoolFullError, PoolNotFoundError, PoolStats, lifetime, stripe, table
 from shmpool import segment as segments
 from shmpool.attachment import is_live, take_row
 from shmpool.layout import PROCESS_BYTES, STRIPE_BYTES
@@ -360,3 +362,72 @@ def test_row_bytes_are_those_that_the_layout_names(pool_name: str) -> None:
 
         assert [others_hold(segment.fd, PROCESS_BYTES + number) for number in range(3)] == [number == row for number in range(3)]
         segment.close()
+
+
+def test_a_fork_during_another_threads_reset_deadlocks_neither(pool_name: str) -> None:
+    def try_it() -> str:
+        with Pool.create(pool_name) as pool:
+            stop = threading.Event()
+
+            def reset() -> None:
+                while not stop.is_set():
+                    with suppress(PoolBusyError):  # the child is attached
+                        pool.reset()
+
+            thread = threading.Thread(target=reset)
+            thread.start()
+            for _ in range(60):
+                in_child(os.getpid)
+            stop.set()
+            thread.join(DEADLINE_S)
+            return "done"
+
+    assert in_child(try_it) == "done"
+
+
+def test_a_fork_after_an_interrupted_close_leaves_no_signal_blocked(
+    pool_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Pool.create(pool_name) as pool:
+        with monkeypatch.context() as patch:
+            patch.setattr(lifetime, "leave", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                pool.close()
+
+        assert in_child(lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ())) == signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_child_forked_by_a_handler_inside_growth_cannot_touch_the_pool_that_it_goes_on_with(pool_name: str) -> None:
+    """The child returns from the handler into the insert that its parent is in, without the parent's lock."""
+
+    def fork_inside(connection: Connection) -> None:
+        build, parent = table.build, os.getpid()
+
+        def fork_and_build(*arguments: Any) -> Any:
+            if os.fork() == 0:
+                connection.recv()  # until the parent has grown, and inserted more
+            return build(*arguments)
+
+        setattr(stripe, "build", fork_and_build)  # noqa: B010 - a name that it imports
+        try:
+            pool.intern(b"grows")
+        finally:
+            if os.getpid() != parent:
+                connection.send(os.getpid())
+                os._exit(0)
+
+    with Pool.create(pool_name, stripe_count=1) as pool:
+        refs = {value: int(pool.intern(value)) for value in (b"%d" % number for number in range(384))}
+        with Forked(fork_inside) as family:
+            assert family.result() is None
+            refs |= {value: int(pool.intern(value)) for value in (b"grows", *(b"after %d" % number for number in range(300)))}
+
+            family.say("go on")
+            assert wait_for_exit(family.hear())
+
+        assert_sound(pool, refs)
+        pool.intern_many([b"more %d" % number for number in range(500)])
+        assert pool.check() == []

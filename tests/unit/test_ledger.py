@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection
 
 import pytest
 
-from shmpool import Pool
+from shmpool import Pool, PoolCorruptError
 from shmpool import segment as segments
+from shmpool.layout import FOLD_WORD
 from shmpool.ledger import take_snapshot
 from tests.model import assert_sound
 from tests.unit.faults import Faults, killed_at
+from tests.unit.inside import store_of
 from tests.unit.processes import Forked, in_child
 
 VALUES = [b"topic %d" % number for number in range(3)]
@@ -236,3 +239,78 @@ def test_forked_children_count_from_zero(pool_name: str, kept: int) -> None:
 
         assert in_child(count_in_child) == [2 * len(VALUES)]
         assert pool.stats().hits == before + 2 * len(VALUES)
+
+
+def test_a_fold_that_a_killed_process_began_is_finished_by_who_closes_next(new_pool_name: Names) -> None:
+    for step in count(1):
+        pool = Pool.create(name := new_pool_name(), stripe_count=1, persistent=True)
+        pool.intern_many(VALUES)
+        killed = killed_at(step, count_and_close(name))
+
+        pool.close()
+
+        expected = (7 * len(VALUES), dict.fromkeys(range(len(VALUES)), 8))
+        assert hits_and_uses(name) == expected, f"after a kill at step {step}"
+        Pool.attach(name).close()
+        assert hits_and_uses(name) == expected, f"after a kill at step {step} and a fold"
+        if not killed:
+            break
+    assert step > 15
+
+
+def count_and_close(name: str) -> Callable[[Faults], None]:
+    """Attach and count, and only then count the steps of closing."""
+
+    def act(faults: Faults) -> None:
+        pool = Pool.attach(name)
+        use(pool, 7)
+        pool.flush()
+        faults.arm()
+        pool.close()
+
+    return act
+
+
+def test_a_fork_never_takes_a_row_that_a_killed_process_was_folding(new_pool_name: Names) -> None:
+    """A fork takes a clean row without the gate, so it must not take one that a fold has yet to let go of."""
+
+    def use_and_close(pool: Pool) -> Callable[[Connection], None]:
+        def body(connection: Connection) -> None:
+            use(pool, 5)
+            pool.flush()
+            connection.send("counted")
+            connection.recv()
+            pool.close()
+
+        return body
+
+    for step in count(1):
+        with Pool.create(name := new_pool_name(), stripe_count=1) as pool:
+            pool.intern_many(VALUES)
+            killed = killed_at(step, count_and_close(name))
+
+            with Forked(use_and_close(pool)) as child:
+                child.hear()
+                Pool.attach(name).close()  # finishes the fold
+                assert {child.pid, os.getpid()} <= {process.pid for process in pool.stats().processes}
+                child.say("close")
+                child.result()
+
+            assert pool.stats().hits == 12 * len(VALUES), f"after a kill at step {step}"
+            assert uses_of(pool) == dict.fromkeys(VALUES, 13), f"after a kill at step {step}"
+        if not killed:
+            break
+    assert step > 15
+
+
+@pytest.mark.parametrize("bit", range(16))
+def test_a_flipped_bit_of_the_fold_word_loses_no_topic(pool_name: str, bit: int) -> None:
+    with Pool.create(pool_name, process_count=16, stripe_count=2) as pool:
+        refs = {value: int(pool.intern(value)) for value in VALUES}
+        store_of(pool).segment.words[FOLD_WORD] ^= 1 << bit
+
+        with suppress(PoolCorruptError):  # where it names no row
+            Pool.attach(pool_name).close()
+        store_of(pool).segment.words[FOLD_WORD] = 0
+
+        assert_sound(pool, refs)

@@ -358,6 +358,30 @@ def test_reentry_from_a_handler_raises_and_the_interrupted_operation_goes_on(loc
 # ---- fork
 
 
+@pytest.mark.parametrize("kind", [ByteLock, StripeLock])
+def test_reentry_from_a_handler_at_any_point_is_refused_or_served_and_never_hangs(locks: Locks, kind: type[ByteLock]) -> None:
+    def try_all() -> int:
+        mine = locks.open() if kind is StripeLock else ByteLock(locks.describe(), BYTE, "the gate")
+        answers: list[str] = []
+
+        def handler() -> None:
+            try:
+                mine.run(nothing)
+            except PoolBusyError:
+                answers.append("busy")
+            else:
+                answers.append("done")
+
+        for point in count(1):
+            if not interrupted_at(point, handler, lambda: mine.run(nothing)):
+                assert "busy" in answers
+                return len(answers)
+            assert len(answers) == point
+        raise AssertionError
+
+    assert in_child(try_all) > 3
+
+
 def test_a_frozen_lock_lets_nobody_in_until_it_is_thawed(locks: Locks) -> None:
     mine = locks.open()
     entered = threading.Event()

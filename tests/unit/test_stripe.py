@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from shmpool import Pool, PoolCorruptError, PoolFullError, TopicRef, lifetime
+from shmpool.hashing import make_hasher
 from shmpool.header import Constants
 from shmpool.layout import COUNT, INTENT, MIN_TABLE_BITS, STRIPE_WORDS, TABLE, WORD_SIZE, seal
 from shmpool.store import Store
@@ -144,6 +145,29 @@ def recover_anew(name: str) -> Callable[[Faults], object]:
         store.locks[0].run(store.stripes.recover, 0)
 
     return act
+
+
+def test_chunk_taken_after_a_reset_by_a_killed_process_belongs_to_one_stripe_alone(new_pool_name: Names) -> None:
+    """The chunk's word is stored before the arena's limit, so a killed taker leaves one that names it and is not taken."""
+    for step in count(1):
+        with Pool.create(name := new_pool_name(), stripe_count=2) as pool:
+            pool.intern_many(some_values(100))
+            pool.reset()
+            of_stripe = [[value for value in some_values(100) if stripe_in(pool, value) == stripe] for stripe in range(2)]
+
+            killed = killed_at(step, intern_anew(name, of_stripe[0][0]))
+
+            acknowledged = {value: int(pool.intern(value)) for value in of_stripe[0]}
+            with Pool.attach(name) as other:
+                acknowledged |= {value: int(other.intern(value)) for value in of_stripe[1]}
+            assert_sound(pool, acknowledged)
+        if not killed:
+            break
+    assert step > 12
+
+
+def stripe_in(pool: Pool, value: bytes) -> int:
+    return pool.constants.geometry.stripe_of(make_hasher(pool.constants.hash_key)(value))
 
 
 # ---- interrupts
@@ -358,6 +382,35 @@ def test_whole_table_word_that_names_no_table_is_a_clear_error(store: Store, pla
 
     store.segment.words[word] = before
     assert store.check() == []
+
+
+@pytest.mark.parametrize("bit", range(64))
+def test_a_flipped_bit_of_a_clean_intent_word_overwrites_no_record(store: Store, bit: int) -> None:
+    refs = {value: int(store.intern(value, 100)) for value in some_values(20)}
+    store.segment.words[stripe_word(store, INTENT)] = 1 << bit
+
+    if not is_refused(store, NEW):
+        for number in range(20):
+            store.intern(b"%d" % number, 100)
+
+    assert [store.resolve(ref) for ref in refs.values()] == list(refs)
+    assert [store.lookup(value) for value in refs] == list(refs.values())
+    store.segment.words[stripe_word(store, INTENT)] = 0
+    assert store.check() == []
+
+
+def test_stripe_takes_no_more_topics_than_its_ledger_has_columns(pool_name: str) -> None:
+    """Only who knows the key can make it happen."""
+    with Pool.create(pool_name, capacity=1000, stripe_count=16) as pool:
+        values = [value for number in range(5000) if stripe_in(pool, value := b"%d" % number) == 3]
+        most = pool.constants.geometry.stripe_capacity
+
+        refs = {value: int(pool.intern(value)) for value in values[:most]}
+
+        assert len(values) > most
+        with pytest.raises(PoolFullError, match="stripe 3 holds"):
+            pool.intern(values[most])
+        assert_sound(pool, refs)
 
 
 def test_chunk_of_another_stripe_is_not_written_to(pool_name: str) -> None:
