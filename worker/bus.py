@@ -255,7 +255,7 @@ async def _greeted(
     except BaseException as error:
         await trio.aclose_forcefully(stream)
         if isinstance(error, trio.TooSlowError):
-            raise BusProtocolError(f"no greeting within {HELLO_DEADLINE_S:g} s") from None
+            raise BusClosedError(f"no greeting within {HELLO_DEADLINE_S:g} s") from None  # a busy process: worth another try
         if isinstance(error, trio.BrokenResourceError):
             raise BusClosedError("the other end closed before it greeted") from None
         raise

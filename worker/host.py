@@ -176,7 +176,8 @@ class Host(Generic[K]):
             nursery.cancel_scope.cancel()
 
     async def join(self, topic: bytes) -> None:
-        """Subscribe to `topic`. Raises as the pool does, and `ValueError` for a name that is not UTF-8."""
+        """Subscribe to `topic`. Raises as the pool does, and `ValueError` for a name that is not UTF-8 or over-long."""
+        self.router.own(topic)  # raises now, if at all: Pubsub tells its peers before it asks its router
         await self._pubsub.subscribe(_text(topic))
 
     async def leave(self, topic: bytes) -> None:
@@ -354,11 +355,20 @@ class _Pubsub(Pubsub):
         except STREAM_ENDS as error:
             log.debug("the stream of peer %s ended: %r", peer, error)
 
+    def get_hello_packet(self) -> rpc_pb2.RPC:
+        """Who we are, without our subscriptions: while stock Pubsub writes this, the peer is in no table yet, and would never
+        be told of a topic joined meanwhile."""
+        hello = super().get_hello_packet()
+        hello.ClearField("subscriptions")
+        return hello
+
     async def handle_sending_messages(self, peer_id: ID, stream: INetStream, queue: RpcQueue) -> None:
-        """Put a queue with room and a count in the place of the stock one, then send as stock does."""
+        """Put a queue with room and a count in the place of the stock one, our subscriptions first, then send as stock does."""
         roomy = SendQueue(queue.max_message_size)
         if self.peer_queues.get(peer_id) is not queue:
             return  # the peer was gone before this task started
+        for part in roomy.split_rpc(super().get_hello_packet()):
+            roomy.push(part)
         while len(queue) and (rpc := await queue.pop()) is not None:
             roomy.push(rpc)
         self.peer_queues[peer_id] = roomy

@@ -233,6 +233,8 @@ class _Link:
         try:
             await connection.send(Frame(kind, key, payload))
         except BusClosedError:
+            # Who asks again at once must not keep the reading task from noticing the end, and from connecting again.
+            await trio.lowlevel.checkpoint()
             raise ShardLostError(f"shard {self._index} went away") from None
         # `send` queues last of all, and no other task runs before this line: requests wait in the order of the queue.
         self._waiting.append(request)

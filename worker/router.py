@@ -185,6 +185,10 @@ class Router(Generic[K]):
         self._delivery.publish(message, self._clock(), outbox)
         return self._effects(outbox)
 
+    def own(self, topic: bytes) -> None:
+        """What `join` does first, and all in it that can fail: intern the topic. Raises as `join` does."""
+        self._peers.own(topic)
+
     def join(self, topic: bytes) -> list[Effect]:
         """JOIN(topic). Interns the topic: may raise as the pool does, or `ValueError`, before anything has changed."""
         key = self._peers.own(topic)

@@ -40,7 +40,7 @@ START_DEADLINE_S: Final = 60.0
 STOP_DEADLINE_S: Final = 10.0
 FIRST_RESTART_S: Final = 0.1
 LAST_RESTART_S: Final = 5.0
-FAILED_START_LIMIT: Final = 3  # in a row, without having been ready in between
+FAILED_START_LIMIT: Final = 3  # of a shard that has never been ready
 
 LAST_PORT: Final = 65535
 
@@ -112,13 +112,18 @@ class Fleet:
                 await member.changed.wait()
 
     async def keep(self, member: Member) -> None:
-        """Run a shard again and again until cancelled. Raises `FleetError` if it never becomes ready."""
+        """Run a shard again and again until cancelled. Raises `FleetError` if it never becomes ready.
+
+        One that was ready before is tried for ever, whatever keeps it from starting again: the others need not end for it.
+        """
         failed_starts = 0
+        was_ready = False
         while True:
             status = await self._run_once(member)
+            was_ready = was_ready or bool(member.addresses)
             failed_starts = 0 if member.addresses else failed_starts + 1
             member.set_addresses([])
-            if failed_starts >= FAILED_START_LIMIT:
+            if failed_starts >= FAILED_START_LIMIT and not was_ready:
                 raise FleetError(f"shard {member.config.index} ended {failed_starts} times before it was ready ({status})")
             delay = min(FIRST_RESTART_S * 2**failed_starts, LAST_RESTART_S)
             log.warning("shard %d ended (%s); starting it again in %.1f s", member.config.index, status, delay)
@@ -133,12 +138,14 @@ class Fleet:
             assert process.stdin is not None
             with _ignored_if_gone():
                 await process.stdin.send_all(member.config.to_json().encode() + b"\n")
-            addresses = await _read_ready(process)
+            addresses = []
+            with trio.move_on_after(START_DEADLINE_S):
+                addresses = await _read_ready(process)
             if addresses:
                 # Its port from now on, so that peers and siblings find it after a restart where it was.
                 member.config = replace(member.config, listen=addresses[0].partition("/p2p/")[0])
                 member.set_addresses(addresses)
-            await process.wait()
+                await process.wait()
         finally:
             with trio.CancelScope(shield=True):
                 await _stop(process)

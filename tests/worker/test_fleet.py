@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,12 +22,12 @@ from libp2p.pubsub.pb import rpc_pb2
 
 from shmpool import Pool, PoolNotFoundError, TopicRef
 from tests.worker.stock import StockPeer, hostile_peer, stock_peer
-from worker.bus import Greeting, connect
-from worker.errors import BusError, FleetError, RequestRefusedError, ShardLostError
+from worker.bus import Connection, Greeting, connect
+from worker.errors import BusClosedError, BusError, FleetError, RequestRefusedError, ShardLostError
 from worker.fleet import socket_path
 from worker.frames import NAMES, REFS, Frame, Kind
 from worker.node import Node, open_node
-from worker.supervisor import Fleet, FleetOptions, run_fleet
+from worker.supervisor import FAILED_START_LIMIT, Fleet, FleetOptions, run_fleet
 
 ROOT = Path(__file__).parents[2]
 TOPICS = [f"/eth2/6a95a1a9/data_column_sidecar_{number}/ssz_snappy" for number in range(8)]  # of both shards: see below
@@ -144,6 +145,56 @@ def test_a_publish_whose_shard_is_killed_is_an_error_and_not_a_silence() -> None
                 os.kill(shard["pid"], signal.SIGKILL)
 
             assert await node.publish(TOPICS[0].encode(), b"to the one that came back") == 0
+
+    trio.run(test)
+
+
+def test_who_subscribes_again_at_once_does_not_keep_the_node_from_connecting_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Connection.send
+    refused = 0
+    noticed = trio.Event()
+
+    async def send_when_noticed(connection: Connection[Any], frame: Frame[Any]) -> None:
+        """As a connection whose end only another task has yet to notice."""
+        nonlocal refused
+        if not noticed.is_set():
+            refused += 1
+            assert refused < 1000
+            raise BusClosedError("closed")
+        await send(connection, frame)
+
+    async def notice() -> None:
+        noticed.set()
+
+    async def test() -> None:
+        async with running(1, interning=False) as (_, node), trio.open_nursery() as nursery:
+            await node.report([])  # it is connected
+            monkeypatch.setattr(Connection, "send", send_when_noticed)
+            nursery.start_soon(notice)
+
+            await node.subscribe(TOPICS[0].encode())
+
+            assert await joined(node) == {TOPICS[0].encode()}
+
+    trio.run(test)
+
+
+def test_a_shard_that_cannot_come_back_yet_is_tried_on_and_the_others_serve() -> None:
+    async def test() -> None:
+        async with running(topics=tuple(TOPICS)) as (fleet, node):
+            victim = (await node.report([]))[0]
+            of_another = next(topic.encode() for topic in TOPICS if node.owner(topic.encode()) == 1)
+            with socket.socket() as taken:
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # as the shard has it, which still listens
+                taken.bind(("127.0.0.1", int(victim["addresses"][0].split("/")[4])))
+                taken.listen()
+                os.kill(victim["pid"], signal.SIGKILL)
+                await wait_for(lambda: fleet.members[0].restart_count > FAILED_START_LIMIT)
+                assert await node.publish(of_another, b"served") == 0
+            await fleet.wait_ready()
+
+            assert (await node.report([]))[0]["addresses"] == victim["addresses"]
+            assert fleet.members[1].restart_count == 0
 
     trio.run(test)
 

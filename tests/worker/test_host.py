@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from libp2p.crypto.secp256k1 import create_new_key_pair
 from libp2p.network.stream.exceptions import StreamError
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
@@ -23,7 +24,7 @@ from libp2p.utils import encode_varint_prefixed
 from tests.worker.stock import HostilePeer, hostile_peer, stock_peer
 from worker.effects import Verdict
 from worker.errors import HostError
-from worker.host import MAX_DATA_SIZE, SEND_QUEUE_RPCS, Host, SendQueue, dialable
+from worker.host import MAX_DATA_SIZE, PROTOCOLS, SEND_QUEUE_RPCS, Host, SendQueue, dialable
 from worker.messages import Message
 from worker.topics import BytesTopics
 
@@ -163,6 +164,47 @@ def test_what_a_peer_says_before_it_can_be_sent_to_is_not_forgotten(monkeypatch:
 
             assert (await heard.messages.receive()).data == b"early"
             assert heard.host.router.topic_peers(TOPIC.encode()) == [early.host.get_id().to_bytes()]
+
+    trio.run(test)
+
+
+def test_a_topic_joined_while_a_peer_is_greeted_is_announced_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = NetStream.write
+    greetings: list[bytes] = []
+    may_write = trio.Event()
+
+    async def write_later(stream: NetStream, data: bytes) -> None:
+        if stream.get_protocol() in PROTOCOLS and not may_write.is_set():
+            greetings.append(data)
+            await may_write.wait()
+        await write(stream, data)
+
+    async def test() -> None:
+        monkeypatch.setattr(NetStream, "write", write_later)
+        async with running_host(TOPIC) as heard, stock_peer() as stock:
+            await stock.dial(heard.host.addresses[0])
+            await wait_for(lambda: len(greetings) == 2)  # of each to the other
+
+            await heard.host.join(b"another")
+            may_write.set()
+
+            await wait_for(lambda: {TOPIC, "another"} <= stock.pubsub.peer_topics.keys())
+
+    trio.run(test)
+
+
+def test_a_topic_that_cannot_be_joined_is_not_announced() -> None:
+    async def test() -> None:
+        async with running_host() as heard, stock_peer(TOPIC) as stock:
+            await stock.dial(heard.host.addresses[0])
+            await wait_for(lambda: bool(heard.host.peers))
+
+            with pytest.raises(ValueError, match="topic of 1025 bytes"):
+                await heard.host.join(b"x" * 1025)
+
+            await heard.host.join(TOPIC.encode())
+            await stock.wait_for_meshes(TOPIC)
+            assert list(stock.pubsub.peer_topics) == [TOPIC]
 
     trio.run(test)
 
