@@ -275,6 +275,6 @@ class PoolMachine(RuleBasedStateMachine):
 
 def test_a_pool_behaves_as_a_dict_that_hands_out_refs(new_pool_name: Callable[[], str]) -> None:
     run_state_machine_as_test(
-        partial(PoolMachine, new_pool_name),
+        partial(PoolMachine, new_pool_name),  # type: ignore[arg-type]  # it only calls it
         settings=settings(max_examples=60, stateful_step_count=40),
     )
