@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -75,6 +75,11 @@ class Direction:
         self.given_up.update(set(range(end)) - self.delivered)
         self.wake()
 
+    def give_up_all(self) -> None:
+        """Nothing more can arrive."""
+        self.given_up.update(self.missing)
+        self.wake()
+
     def wake(self) -> None:
         self.changed.set()
         self.changed = trio.Event()
@@ -89,6 +94,7 @@ class Exchange:
         self.topics = topics
         self.seed = seed
         self.ready: dict[str, Any] = {}
+        self.ended_early: str | None = None  # how the outside peer did
         self.outwards = Direction(plan(topics, message_count, OUTWARDS, seed))
         self.inwards = Direction(plan(topics, message_count, INWARDS, seed))
         self.became_ready = trio.Event()
@@ -124,6 +130,7 @@ class Exchange:
                 await self.node.publish(message.topic.encode(), payload(message, OUTWARDS, self.seed))
             except NodeError as error:
                 direction.refused += 1
+                direction.given_up.add(message.number)
                 print(f"message {message.number} was not sent: {error}", file=sys.stderr)
             direction.sent += 1
 
@@ -154,7 +161,11 @@ class Exchange:
                 else:
                     self.ready = words["ready"]
                     self.became_ready.set()
-        raise ExchangeError(f"the outside peer ended early ({await self.outside.wait()})")
+        self.ended_early = f"the outside peer ended early ({await self.outside.wait()})"
+        if not self.outwards.started:
+            raise ExchangeError(self.ended_early)
+        for direction in (self.outwards, self.inwards):
+            direction.give_up_all()
 
     async def watch(self, direction: Direction) -> None:
         """Give up what does not arrive, so that a loss ends as a loss and not as a run that hangs."""
@@ -174,4 +185,5 @@ class Exchange:
     async def tell_outside(self, words: dict[str, Any]) -> None:
         assert self.outside.stdin is not None
         async with self.telling:
-            await self.outside.stdin.send_all(json.dumps(words).encode() + b"\n")
+            with suppress(trio.BrokenResourceError):  # it has ended, as `hear_outside` is about to find
+                await self.outside.stdin.send_all(json.dumps(words).encode() + b"\n")

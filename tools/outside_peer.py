@@ -95,7 +95,9 @@ class OutsidePeer:
         while not all(self.gossipsub.mesh.get(topic) for topic in self.orders.topics):
             await trio.sleep(0.05)
         peers = [peer.to_base58() for peer in self.pubsub.peers]
-        say({"ready": {"peer_id": self.host.get_id().to_base58(), "dialled": 1, "peers": peers}})
+        connections = self.host.get_network().get_connections()
+        dialled = sum(str(getattr(connection, "direction", "")) == "outbound" for connection in connections)
+        say({"ready": {"peer_id": self.host.get_id().to_base58(), "dialled": dialled, "peers": peers}})
 
     async def send(self) -> None:
         messages = plan(self.orders.topics, self.orders.message_count, INWARDS, self.orders.seed)

@@ -71,6 +71,9 @@ async def judge(exchange: Exchange, shard_count: int, restarts: int) -> Result:
     reports = await exchange.node.report(names)
     interning = exchange.node.pool is not None
     problems = [*_exchange_problems(exchange), *_ownership_problems(exchange, reports)]
+    problems += [exchange.ended_early] if exchange.ended_early else []
+    dialled = exchange.ready["dialled"]
+    problems += [f"the outside peer dialled {dialled} addresses, not one"] if dialled != 1 else []
     differing = _differing(exchange, names, reports) if interning else []
     problems += _shortened("process computed another ref for", differing)
     connected = set(exchange.ready["peers"])
@@ -85,7 +88,7 @@ async def judge(exchange: Exchange, shard_count: int, restarts: int) -> Result:
         shards=shard_count,
         interning=interning,
         topics=len(names),
-        outside_dialled=1,
+        outside_dialled=dialled,
         outside_connected=len(connected),
         outwards=_flow(exchange.outwards),
         inwards=_flow(exchange.inwards),
@@ -188,7 +191,7 @@ def _pool_figures(pool: Pool) -> PoolFigures:
 def _flow(direction: Direction) -> Flow:
     duration_s = max(direction.ended - direction.started, 0.0)
     return Flow(
-        sent=direction.sent,
+        sent=direction.sent - direction.refused,
         delivered=len(direction.delivered),
         duplicates=direction.duplicates,
         wrong=direction.wrong,

@@ -139,7 +139,7 @@ def judged(change: Callable[[Exchange, FakeNode], None] = lambda _exchange, _nod
     """The verdict on a run in which all went well, but for `change`."""
     node = FakeNode(interning=interning)
     exchange = Exchange(cast("Node", node), cast("trio.Process", None), TOPICS, message_count=300, seed=1)
-    exchange.ready = {"peers": ["peer 0", "peer 1"]}
+    exchange.ready = {"dialled": 1, "peers": ["peer 0", "peer 1"]}
     for way in (exchange.outwards, exchange.inwards):
         way.sent = 300
         for number in range(300):
@@ -177,6 +177,10 @@ def miss_a_shard(exchange: Exchange, _node: FakeNode) -> None:
     exchange.ready["peers"] = ["peer 0"]
 
 
+def dial_both(exchange: Exchange, _node: FakeNode) -> None:
+    exchange.ready["dialled"] = 2
+
+
 @pytest.mark.parametrize("interning", [True, False])
 def test_a_run_in_which_all_went_well_passes(interning: bool) -> None:
     result = judged(interning=interning)
@@ -200,6 +204,7 @@ def test_a_run_in_which_all_went_well_passes(interning: bool) -> None:
         (own_one_twice, "owner not agreed on"),
         (drop_one, "1 dropped: by shards, to peers"),
         (miss_a_shard, "not connected to shard peer 1"),
+        (dial_both, "dialled 2 addresses, not one"),
     ],
 )
 def test_one_fault_fails_the_run_and_is_named(change: Callable[[Exchange, FakeNode], None], problem: str) -> None:

@@ -103,6 +103,28 @@ def test_the_demo_loses_nothing_and_every_process_agrees(interning: str) -> None
         assert figures["pool"] is None
 
 
+def test_the_demo_fails_when_messages_are_lost() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "tools/demo.py", "--shards", "2", "--messages", "1000", "--seed", "7", "--json"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "messages" in line:  # a tenth of them has arrived
+            break
+    [outside] = [pid for pid in children(process.pid) if b"tools.outside_peer" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    os.kill(outside, signal.SIGKILL)
+    figures, errors = process.communicate(timeout=DEADLINE_S)
+
+    assert process.returncode == 1, errors
+    result = json.loads(figures)
+    assert "the outside peer ended early (-9)" in result["problems"]
+    for way in (result["outwards"], result["inwards"]):
+        assert way["sent"] > 0
+        assert way["lost"] == 1000 - way["delivered"] > 0
+
+
 def test_a_killed_shard_comes_back_with_its_topics_and_the_other_never_stops() -> None:
     async def test() -> None:
         async with running_with_stock_peer() as (fleet, node, stock):
@@ -435,8 +457,7 @@ class Command:
         assert self.process.stdout is not None
         self.directory = Path(self.process.stdout.readline().split()[1].rstrip(","))
         self.addresses = [self.process.stdout.readline().split()[-1] for _ in range(2)]
-        tasks = Path(f"/proc/{self.process.pid}/task")  # a child belongs to the thread that started it
-        self.shard_pids = [int(pid) for children in tasks.glob("*/children") for pid in children.read_text().split()]
+        self.shard_pids = children(self.process.pid)
 
     def end(self, signal_number: int) -> tuple[int, str]:
         """Send the signal; returns the exit status and what it said on standard error."""
@@ -517,6 +538,11 @@ async def wait_for_mesh_of_all(node: Node) -> None:
 
 async def joined(node: Node) -> set[bytes]:
     return {topic.encode() for report in await node.report([]) for topic in report["joined"]}
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task")  # a child belongs to the thread that started it
+    return [int(child) for task in tasks.glob("*/children") for child in task.read_text().split()]
 
 
 def is_alive(pid: int) -> bool:
