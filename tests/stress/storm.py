@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from shmpool import Pool
+from shmpool.layout import INTENT, STRIPE_WORDS, WORD_SIZE
+from tests.unit.inside import store_of
 
 DEADLINE_S = 60.0  # against hanging; nothing here takes a hundredth of it
 BATCH = 16
@@ -37,6 +39,7 @@ class Storm:
     rng: random.Random
     pids: dict[int, int] = field(default_factory=dict)  # by serial
     started: int = 0
+    killed: int = 0
     opened: list[int] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -82,6 +85,7 @@ class Storm:
         """SIGKILL, whatever it is doing; it must not have ended by itself."""
         pid = self.pids.pop(serial)
         os.kill(pid, signal.SIGKILL)
+        self.killed += 1
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         assert status == -signal.SIGKILL, f"process {serial} ended by itself, with {status}\n{self.complaints_made()}"
 
@@ -179,6 +183,14 @@ def reap() -> None:
             pass
     except ChildProcessError:
         pass
+
+
+def is_writing(pool: Pool) -> bool:
+    """Whether a stripe's intent is set: somebody is between the first and the last store of an insert, or was killed there."""
+    segment = store_of(pool).segment
+    geometry = segment.constants.geometry
+    start = geometry.stripes_offset // WORD_SIZE
+    return any(segment.words[start + INTENT : start + geometry.stripe_count * STRIPE_WORDS : STRIPE_WORDS])
 
 
 def random_pause(rng: random.Random, most_s: float) -> None:
