@@ -26,7 +26,7 @@ class Gossip(Generic[K]):
         self._peers = peers
         self._params = params
         self._rng = rng
-        self.mcache: MessageCache[K] = MessageCache(params.mcache_len, params.mcache_gossip)
+        self.mcache: MessageCache[K] = MessageCache(params.mcache_len, params.mcache_gossip, params.max_mcache_size)
 
     def handle_ihave(
         self, peer: PeerId, ihaves: Iterable[ControlIHave], has_seen: Callable[[MessageId], bool], outbox: Outbox

@@ -20,9 +20,10 @@ import re
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from random import Random
 from typing import Any, Final, Generic, TypeAlias
 
@@ -277,7 +278,7 @@ class Host(Generic[K]):
     def handle(self, identity: ID, rpc: rpc_pb2.RPC) -> None:
         """An RPC arrived. Raises `WireError` if it holds what no RPC may."""
         peer = identity.to_bytes()
-        self.apply(self.router.handle_rpc(peer, _from_wire(rpc)))
+        self.apply(self.router.handle_rpc(peer, _from_wire(rpc, self._params)))
 
     def bad_frame(self, identity: ID, error: Exception) -> None:
         """A peer sent what is no RPC: nothing after it can be understood."""
@@ -526,16 +527,24 @@ def _message_to_wire(message: Message, *, signed: bool = True) -> rpc_pb2.Messag
     return wire
 
 
-def _from_wire(wire: rpc_pb2.RPC) -> RPC:
+def _from_wire(wire: rpc_pb2.RPC, params: GossipSubParams) -> RPC:
+    """What the RPC says, up to one entry of each list more than the router reads: it still sees who sends too many, and a frame
+    of half a million empty entries does not become as many objects."""
     control = wire.control
+
+    def first(entries: Iterable[Any], limit: int = params.max_control_per_rpc) -> Iterator[Any]:
+        return islice(entries, limit + 1)
+
     return RPC(
-        subscriptions=tuple(SubOpts(sub.subscribe, _topic(sub.topicid)) for sub in wire.subscriptions),
-        publish=tuple(map(_message_from_wire, wire.publish)),
+        subscriptions=tuple(
+            SubOpts(sub.subscribe, _topic(sub.topicid)) for sub in first(wire.subscriptions, params.max_subscriptions_per_rpc)
+        ),
+        publish=tuple(map(_message_from_wire, first(wire.publish, params.max_messages_per_rpc))),
         control=ControlMessage(
-            ihave=tuple(ControlIHave(_topic(entry.topicID), tuple(entry.messageIDs)) for entry in control.ihave),
-            iwant=tuple(ControlIWant(tuple(entry.messageIDs)) for entry in control.iwant),
-            graft=tuple(ControlGraft(_topic(entry.topicID)) for entry in control.graft),
-            prune=tuple(ControlPrune(_topic(entry.topicID), entry.backoff) for entry in control.prune),
+            ihave=tuple(ControlIHave(_topic(entry.topicID), tuple(entry.messageIDs)) for entry in first(control.ihave)),
+            iwant=tuple(ControlIWant(tuple(entry.messageIDs)) for entry in first(control.iwant)),
+            graft=tuple(ControlGraft(_topic(entry.topicID)) for entry in first(control.graft)),
+            prune=tuple(ControlPrune(_topic(entry.topicID), entry.backoff) for entry in first(control.prune)),
         ),
     )
 

@@ -1,8 +1,8 @@
 """The message cache: recent messages by id, in history windows of one heartbeat (v1.0, "Message Cache").
 
 Ids come from the caller, so whatever function identifies messages elsewhere identifies them here. A message lives in
-exactly one window, and goes when that window is shifted out. Nothing else bounds the cache: it holds only accepted
-messages, so a host that accepts whatever strangers send holds `mcache_len` heartbeats of it.
+exactly one window, and goes when that window is shifted out; or before, oldest first, when the data of all would exceed
+`max_size`: a host that accepts whatever strangers send must not hold `mcache_len` heartbeats of it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from worker.topics import K
 @dataclass(slots=True)
 class _Entry:
     message: Message
+    window_ids: list[MessageId]  # of its topic in its window; this message's is among them
     sent_counts: dict[PeerId, int] = field(default_factory=dict)  # answers to IWANTs, by who asked
 
 
 class MessageCache(Generic[K]):
-    def __init__(self, mcache_len: int, mcache_gossip: int) -> None:
+    def __init__(self, mcache_len: int, mcache_gossip: int, max_size: int = 64 << 20) -> None:
+        """`max_size` is bytes of data. The newest message is kept, whatever its size."""
+        self.size = 0
+        self._max_size = max_size
         self._gossip_count = mcache_gossip
-        self._entries: dict[MessageId, _Entry] = {}
+        self._entries: dict[MessageId, _Entry] = {}  # oldest first
         # Newest first. By topic within a window: a heartbeat asks for each topic's ids, and not the others'.
         self._windows: deque[dict[K, list[MessageId]]] = deque(({} for _ in range(mcache_len)), maxlen=mcache_len)
 
@@ -33,8 +37,14 @@ class MessageCache(Generic[K]):
         """Add to the current window. An id that is in the cache keeps its message and window."""
         if message_id in self._entries:
             return
-        self._entries[message_id] = _Entry(message)
-        self._windows[0].setdefault(key, []).append(message_id)
+        window_ids = self._windows[0].setdefault(key, [])
+        window_ids.append(message_id)
+        self._entries[message_id] = _Entry(message, window_ids)
+        self.size += len(message.data)
+        while self.size > self._max_size and len(self._entries) > 1:
+            oldest = next(iter(self._entries))
+            self._entries[oldest].window_ids.remove(oldest)  # at its front: ids are appended as messages come
+            self._forget(oldest)
 
     def get(self, message_id: MessageId) -> Message | None:
         entry = self._entries.get(message_id)
@@ -57,8 +67,11 @@ class MessageCache(Generic[K]):
         """Open a new window; the oldest goes with its messages."""
         for ids in self._windows.pop().values():
             for message_id in ids:
-                del self._entries[message_id]
+                self._forget(message_id)
         self._windows.appendleft({})
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def _forget(self, message_id: MessageId) -> None:
+        self.size -= len(self._entries.pop(message_id).message.data)

@@ -48,6 +48,7 @@ class GossipSubParams:
     max_backoff_count: int = 65_536
     max_pending_validation_count: int = 16_384
     max_pending_validation_size: int = 64 << 20  # bytes of data
+    max_mcache_size: int = 64 << 20  # bytes of data
     max_seen_count: int = 1_048_576
 
     def __post_init__(self) -> None:

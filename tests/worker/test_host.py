@@ -25,7 +25,8 @@ from tests.worker.stock import HostilePeer, hostile_peer, stock_peer
 from worker.effects import Verdict
 from worker.errors import HostError
 from worker.host import MAX_DATA_SIZE, PROTOCOLS, SEND_QUEUE_RPCS, Host, SendQueue, dialable
-from worker.messages import Message
+from worker.messages import Message, SubOpts
+from worker.params import GossipSubParams
 from worker.topics import BytesTopics
 
 LISTEN = "/ip4/127.0.0.1/tcp/0"
@@ -346,6 +347,25 @@ def test_a_forgery_that_comes_first_does_not_hide_the_real_message() -> None:
             await author.send(rpc_pb2.RPC(publish=[real]))
 
             assert (await heard.messages.receive()).data == b"real"
+
+    trio.run(test)
+
+
+def test_of_a_frame_full_of_entries_no_more_are_made_than_are_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = 0
+
+    def count_and_make(*arguments: Any) -> SubOpts:
+        nonlocal made
+        made += 1
+        return SubOpts(*arguments)
+
+    async def test() -> None:
+        monkeypatch.setattr("worker.host.SubOpts", count_and_make)
+        async with running_host(TOPIC) as heard, hostile_peer(heard.host.addresses[0]) as hostile:
+            await hostile.send(rpc_pb2.RPC(subscriptions=[rpc_pb2.RPC.SubOpts()] * 300_000))
+
+            await wait_for(lambda: heard.host.stats.misbehaviour == {"TOO_MANY_SUBSCRIPTIONS": 1})
+            assert made == GossipSubParams().max_subscriptions_per_rpc + 1
 
     trio.run(test)
 

@@ -62,3 +62,30 @@ def test_takes_are_counted_for_each_peer_and_message() -> None:
 
     assert takes == [(a_message(1), 1), (a_message(1), 2), (a_message(1), 1), (a_message(2), 1)]
     assert cache.take_for(b"p", b"c") is None
+
+
+def test_beyond_its_size_the_cache_forgets_the_oldest_first_wherever_they_are() -> None:
+    cache: MessageCache[bytes] = MessageCache(5, 3, max_size=100)
+    cache.put(b"oldest", a_message(1, size=40), TOPIC)
+    cache.put(b"other", a_message(2, size=40), OTHER_TOPIC)
+    cache.shift()
+
+    cache.put(b"new", a_message(3, size=60), TOPIC)
+
+    assert cache.get(b"oldest") is None
+    assert cache.get_gossip_ids(TOPIC) == [b"new"]
+    assert cache.get_gossip_ids(OTHER_TOPIC) == [b"other"]
+    assert (len(cache), cache.size) == (2, 100)
+    for _ in range(5):
+        cache.shift()
+    assert (len(cache), cache.size) == (0, 0)
+
+
+def test_a_message_larger_than_the_cache_is_kept_while_it_is_the_newest() -> None:
+    cache: MessageCache[bytes] = MessageCache(5, 3, max_size=100)
+
+    for number in range(3):
+        cache.put(b"%d" % number, a_message(number, size=200), TOPIC)
+
+    assert cache.get_gossip_ids(TOPIC) == [b"2"]
+    assert cache.size == 200
