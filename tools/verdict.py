@@ -166,7 +166,7 @@ def _differing(exchange: Exchange, names: list[bytes], reports: list[dict[str, A
 def _drops(exchange: Exchange, reports: list[dict[str, Any]]) -> dict[str, int]:
     return {
         "by shards, to peers": sum(report["host"]["dropped"] for report in reports),
-        "by shards, to applications": sum(report["bus"]["dropped"] for report in reports),
+        "by shards, on the bus": sum(report["bus"]["dropped"] for report in reports),
         "by the application": exchange.node.dropped,
         "refused by shards": exchange.outwards.refused,
     }

@@ -190,6 +190,7 @@ class Shard(Generic[K]):
 
     def _open_drops(self) -> int:
         connections = {connection for subscribers in self._subscribers.values() for connection in subscribers}
+        connections.update(self._siblings.values())
         return sum(connection.dropped for connection in connections)
 
     # ---- siblings and peers
@@ -214,6 +215,7 @@ class Shard(Generic[K]):
                 log.warning("the bus connection to shard %d ended: %s", index, error)
             finally:
                 del self._siblings[index]
+                self._dropped += connection.dropped
                 await connection.aclose()
 
     def _peer_connected(self, peer: PeerId) -> None:

@@ -225,6 +225,22 @@ def test_ends_that_name_topics_differently_refuse_each_other(
     trio.run(test)
 
 
+def test_an_end_too_busy_to_greet_counts_as_closed_and_is_worth_another_try(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.bus.HELLO_DEADLINE_S", 0.05)
+
+    async def test() -> None:
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(str(directory / "s"))
+            silent.listen()
+            async with trio.open_nursery() as nursery:
+                with pytest.raises(BusClosedError, match="no greeting"):
+                    await connect(nursery, directory / "s", REFS, POOL)
+
+    trio.run(test)
+
+
 def test_a_directory_that_others_can_enter_is_refused(directory: Path) -> None:
     directory.chmod(0o755)
 
