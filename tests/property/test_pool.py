@@ -56,10 +56,11 @@ class PoolMachine(RuleBasedStateMachine):
         self.closed = Pool.create(self.name + ".closed")
         self.closed.close()
 
-    @initialize(stripe_count=st.sampled_from((1, 2, 4)), persistent=st.booleans())
-    def create(self, stripe_count: int, persistent: bool) -> None:
+    @initialize(stripe_count=st.sampled_from((1, 2, 4)), persistent=st.booleans(), count=st.sampled_from((0, 380, 760)))
+    def create(self, stripe_count: int, persistent: bool, count: int) -> None:
         self.options = {"stripe_count": stripe_count, "persistent": persistent}
         self.start()
+        self.intern_many(0, [b"first-%d" % number for number in range(count)])  # near or past the growth of a lone stripe
 
     def start(self) -> None:
         self.pools[0] = Pool.create(
