@@ -238,7 +238,7 @@ def assert_refused_and_unchanged(pool: Pool, insert: Callable[[], object], reaso
 
 @pytest.mark.parametrize("many", [False, True])
 def test_full_capacity_raises_and_changes_nothing(pool_name: str, many: bool) -> None:
-    with Pool.create(pool_name, capacity=20, stripe_count=4) as pool:
+    with Pool.create(pool_name, capacity=20, stripe_count=1) as pool:
         refs = pool.intern_many([b"%d" % number for number in range(20)])
 
         assert_refused_and_unchanged(
@@ -248,7 +248,7 @@ def test_full_capacity_raises_and_changes_nothing(pool_name: str, many: bool) ->
 
 
 def test_batch_over_capacity_keeps_what_fits(pool_name: str) -> None:
-    with Pool.create(pool_name, capacity=20, stripe_count=4) as pool:
+    with Pool.create(pool_name, capacity=20, stripe_count=1) as pool:
         with pytest.raises(PoolFullError, match="capacity 20"):
             pool.intern_many([b"%d" % number for number in range(30)])
 
@@ -257,7 +257,7 @@ def test_batch_over_capacity_keeps_what_fits(pool_name: str) -> None:
 
 
 def test_strangers_topics_cannot_use_up_the_reserve(pool_name: str) -> None:
-    with Pool.create(pool_name, capacity=20, reserve=5) as pool:
+    with Pool.create(pool_name, capacity=20, reserve=5, stripe_count=1) as pool:
         for number in range(15):
             pool.admit(b"%d" % number)
 
