@@ -108,7 +108,7 @@ def test_at_most_one_process_is_inside(locks: Locks) -> None:
                 mine.run(add_one)
 
         locks.open()  # only a gate's holder may make a semaphore; the children find it
-    children = [Forked(add) for _ in range(processes)]
+        children = [Forked(add) for _ in range(processes)]
         for child in children:
             child.say("go")
         for child in children:
