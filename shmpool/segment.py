@@ -183,7 +183,7 @@ def create(name: str, constants: Constants) -> Segment:
             f"pool {name!r}: {SHM_DIR} has no room for one more file ({error.strerror}). Nothing was changed. Remove some there."
         ) from None
     finally:
-        close_all(opened)
+        any(map(os.close, opened))  # not close_all: an exception could arrive on the way into it
     try:
         segment.commit(0, constants.geometry.chunks_offset)
         page = encode(constants)
@@ -206,7 +206,7 @@ def attach(name: str) -> Segment:
         page, size = os.pread(opened[0], PAGE_SIZE, 0), os.fstat(opened[0]).st_size
         return Segment(name, opened[0], decode(page, size, f"pool {name!r}"))
     finally:
-        close_all(opened)
+        any(map(os.close, opened))  # not close_all: an exception could arrive on the way into it
 
 
 def _open_named(name: str, opened: list[int]) -> None:

@@ -33,6 +33,7 @@ UNITS = {"counter_bytes_a_topic_and_process": "bytes"}
 RESULTS = Path(__file__).parent / "results"
 HOT = 256
 REPEATS = 40
+ONE_BY_ONE = 5_000
 BATCH = 50_000
 
 
@@ -102,17 +103,18 @@ def measure_hits(pool: Pool, rounds: int) -> dict[str, float]:
 
 
 def measure_misses(name: str, rounds: int) -> dict[str, float]:
-    """Inserts one by one, by a process of its own; then the first lookups here of what that process inserted."""
+    """Inserts one by one; and the first lookups here of what a process of its own inserted.
+
+    The rival's inserts come between the wait for that process and the lookups: they also wake this core up again.
+    """
     lookups, inserts, rival_inserts = [], [], []
     with Pool.create(name, capacity=1 << 20) as pool:
         for number in range(rounds):
-            values = topics(2000, salt=number)
             subprocess.run([sys.executable, __file__, "--insert", name, str(number)], check=True)
-            lookups.append(time_calls(pool.lookup, values))
-            assert pool.stats().size == (number + 1) * 2000 + number * 2000
-            values = topics(2000, salt=1_000_000 + number)
-            inserts.append(time_calls(pool.intern, values))
-            rival_inserts.append(time_calls(dict_function(), fresh(values)))
+            rival_inserts.append(time_calls(dict_function(), topics(ONE_BY_ONE, salt=number)))
+            lookups.append(time_calls(pool.lookup, topics(ONE_BY_ONE, salt=number)))
+            inserts.append(time_calls(pool.intern, topics(ONE_BY_ONE, salt=1_000_000 + number)))
+            assert len(pool) == 2 * (number + 1) * ONE_BY_ONE
     return {
         "first_lookup_us": statistics.median(lookups),
         "insert_us": statistics.median(inserts),
@@ -170,7 +172,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.insert:
         with Pool.attach(options.insert[0]) as pool:
-            pool.intern_many(topics(2000, salt=int(options.insert[1])))
+            pool.intern_many(topics(ONE_BY_ONE, salt=int(options.insert[1])))
         return
     name = f"bench-{os.getpid()}"
     with Pool.create(name) as pool:
