@@ -6,7 +6,7 @@ valid as long as the pool (or until a reset, which empties the cache), so no ent
 """
 
 import itertools
-from operator import length_hint
+from operator import itemgetter, length_hint
 from typing import Final
 
 import numpy as np
@@ -29,15 +29,15 @@ class Cache:
         self.size = size
         self.cells: dict[bytes, itertools.repeat[TopicRef]] = {}
         self.values: dict[TopicRef, bytes] = {}
-        # Every cell in order of its making, and what each held when its uses were last collected.
-        self._all: list[itertools.repeat[TopicRef]] = []
+        # Every ref and its cell in order of their making, and what each held when its uses were last collected.
+        self._all: list[tuple[TopicRef, itertools.repeat[TopicRef]]] = []
         self._lefts = np.zeros(0, np.int64)
 
     def add(self, value: bytes, ref: TopicRef) -> int:
         """Remember a ref and count one use of it. Returns how many are remembered; the caller keeps that within `size`."""
         cell = itertools.repeat(ref, _FULL)
         # In this order an interrupt in between leaves no cell in use that is not collected.
-        self._all.append(cell)
+        self._all.append((ref, cell))
         self.cells[value] = cell
         next(cell)
         return len(self._all)
@@ -50,15 +50,12 @@ class Cache:
 
     def pending(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
         """Uses since the last `settle`: refs and their uses, shapes (n,), and what to settle with. About 50 ns a cell."""
-        lefts = np.fromiter(map(length_hint, self._all), np.int64)
+        lefts = np.fromiter(map(length_hint, map(itemgetter(1), self._all)), np.int64)
         before = np.full(len(lefts), _FULL)
         before[: len(self._lefts)] = self._lefts
         used = np.flatnonzero(before != lefts)
-        uses = (before - lefts)[used].astype(np.uint64)
-        # Only next() tells a cell's ref, and takes one count for it, which is no use.
-        refs = np.fromiter((next(self._all[place]) for place in used.tolist()), np.uint64, len(used))
-        lefts[used] -= 1
-        return refs, uses, lefts
+        refs = np.array([self._all[place][0] for place in used.tolist()], np.uint64)
+        return refs, (before - lefts)[used].astype(np.uint64), lefts
 
     def settle(self, lefts: NDArray[np.int64]) -> None:
         """Those uses were counted."""
