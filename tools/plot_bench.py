@@ -33,11 +33,11 @@ def main() -> None:
         axes.barh(place, cost, height=0.62, color="#d98032" if label.startswith("dict") else "#4c8fc9")
         axes.annotate(f"{cost:.2g} us", (cost, place), (4, 0), textcoords="offset points", va="center")
         if bound:
-            axes.plot([bound, bound], [place - 0.4, place + 0.4], color=INK, linewidth=1.5, linestyle=":")
+            axes.plot([bound, bound], [place - 0.4, place + 0.4], color="#d03a3a", linewidth=2, zorder=3)
     axes.set_yticks(range(len(ROWS)), [label for label, *_ in reversed(ROWS)], color=INK)
     axes.set_xscale("log")
     axes.set_xlim(0.03, 40)
-    axes.set_xlabel("microseconds a call, median, logarithmic; dotted: the bound we hold ourselves to", color=INK)
+    axes.set_xlabel("us a call, median, logarithmic; red: the bound", color=INK)
     axes.tick_params(colors=INK)
     for side in axes.spines.values():
         side.set_visible(False)
