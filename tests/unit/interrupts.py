@@ -14,7 +14,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
+import pytest
+
 import shmpool
+from shmpool.hashing import make_hasher
 
 _PACKAGE = str(Path(shmpool.__file__).parent)
 
@@ -62,3 +65,11 @@ def _is_check_point(name: str) -> bool:
 @cache
 def _names(code: CodeType) -> dict[int, str]:
     return {instruction.offset: instruction.opname for instruction in dis.get_instructions(code)}
+
+
+def _can_trace() -> bool:
+    """Whether opcodes are traced at all: Python 3.13.0 ignores `f_trace_opcodes` set on the call event."""
+    return interrupted_at(1, bool, lambda: make_hasher(bytes(16)))
+
+
+needs_opcode_tracing = pytest.mark.skipif(not _can_trace(), reason="this Python does not trace opcodes from the call event on")
