@@ -9,7 +9,6 @@ intent and is done, or looks which of the records at the intended place a slot p
 those. Each of its own stores can be repeated, so it may die and be run again.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -91,7 +90,6 @@ class Stripes:
         self.inserts = 0  # by this process since it started counting
         self.rollbacks = 0
         self.rollforwards = 0
-        self._counting = threading.Lock()
         self.refresh()
 
     def refresh(self) -> None:
@@ -374,9 +372,8 @@ class Stripes:
             raise self._corrupt(f"stripe {stripe}: its intent is {intent:#x}, which is none")
         words[row + (ROLLFORWARDS if forward else ROLLBACKS)] += 1
         words[row + INTENT] = 0
-        with self._counting:
-            self.rollforwards += forward
-            self.rollbacks += not forward
+        self.rollforwards += forward  # no mutex: a signal handler that recovers another stripe would wait for its own thread
+        self.rollbacks += not forward
 
     def _start(self, stripe: int) -> None:
         """Make the stripe empty; may die anywhere and be run again, for the table word comes last."""
