@@ -133,12 +133,16 @@ def map_lock_description() -> None:
 
 
 def retry_interrupted_waits() -> None:
-    """A wait that a signal interrupts begins anew. A timer then keeps it from ever timing out."""
+    """A wait that a signal interrupts begins anew. A timer then keeps it from ever timing out.
+
+    It waits ten times as long at a time as the right one does. A busy machine may stand still for so long that a wait has timed
+    out before the timer's signal is seen, and must not do so here.
+    """
 
     def wait_for_token(self: StripeLock, admitted: list[object]) -> bool:
         while True:
             try:
-                admitted.extend(map(self._acquire, (lock.TURNSTILE_S,)))
+                admitted.extend(map(self._acquire, (10 * lock.TURNSTILE_S,)))
             except posix_ipc.BusyError:
                 return False
             except posix_ipc.SignalError:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from shmpool import Pool, TopicRef
 from tests.stress.dawdle import dawdle
-from tests.stress.traces import ALSO, ATTACHED, ATTACHES, DONE, FD, FORKS, INTERNED, SINCE, TAKEOVERS, WAITS, make_ack
+from tests.stress.traces import ALSO, ATTACH, ATTACHED, ATTACHES, DONE, FORKS, INSERT, INTERNED, SINCE, TAKEOVERS, WAITS, make_ack
 from tests.unit.inside import store_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class Member:
         self.pool = pool
         self.cell = self.storm.traces.cell(os.getpid())
         self.cell[SINCE] = 0
-        self.cell[FD] = store_of(pool).segment.fd
         self._before = self.cell[TAKEOVERS], self.cell[WAITS]  # through earlier attachments
 
     def attach_afresh(self) -> None:
@@ -71,8 +70,8 @@ class Member:
     def live(self) -> None:
         """Until killed, or until whoever leads the storm has ended."""
         while not select([self.storm.led], [], [], 0)[0]:
-            self.act(20)
-            if self.rng.random() < 0.05:
+            self.act(2 if self.storm.traces.mode == ATTACH else 20)
+            if self.storm.traces.mode == ATTACH or self.rng.random() < 0.05:
                 self.attach_afresh()
             if self.storm.may_fork():
                 self.fork()
@@ -106,9 +105,9 @@ class Member:
         if frontier < self._least:
             raise BrokenPromiseError(f"the pool held {self._least} topics, and now {frontier}")
         self._least = frontier
-        pressed = self.storm.traces.is_pressed
-        dawdle(on=pressed)
-        choice = 0.0 if pressed else rng.random()
+        is_target = self.storm.traces.mode == INSERT
+        dawdle(on=is_target)
+        choice = 0.0 if is_target else rng.random()
         if choice < 0.2:  # what nobody has: every one of them takes a lock
             self.intern([rng.randrange(1 << 20, 1 << 32) for _ in range(BATCH)])
         elif choice < 0.5:  # a few numbers around how many there are: everybody wants the same ones, and most are new

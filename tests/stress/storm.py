@@ -20,10 +20,9 @@ from types import TracebackType
 from typing import Final, NoReturn, Self
 
 from shmpool import Pool
-from shmpool.layout import GATE_BYTE, INTENT, STRIPE_BYTES, STRIPE_WORDS, WORD_SIZE
 from tests.stress.member import Member, ignore_interrupts
-from tests.stress.traces import DONE, FD, FORKS, SINCE, Traces
-from tests.unit.inside import store_of
+from tests.stress.sight import Sight, look_at, state_of
+from tests.stress.traces import DONE, FORKS, SINCE, Traces
 
 PATIENCE_S: Final = 60.0  # against hanging; nothing here takes a hundredth of it
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -42,24 +41,15 @@ class EndedError(Exception):
 
 
 @dataclass
-class Sight:
-    """What a process that stands still was doing."""
-
-    inside: bool  # an operation
-    stripes: list[int]  # whose locks it holds
-    writing: bool  # between the first and the last store of one of them
-    gate: bool
-
-
-@dataclass
 class Kills:
     """How many, and what they hit. A process that is killed running shows only whether it was inside an operation."""
 
     total: int = 0
     inside: int = 0
     seen: int = 0  # stood still, so that the kernel could be asked for its locks
-    holding: int = 0
+    holding: int = 0  # a stripe's lock
     writing: int = 0
+    growing: int = 0
     gate: int = 0
 
 
@@ -170,7 +160,7 @@ class Storm:
     def kill(self, pid: int) -> None:
         """SIGKILL, whatever it is doing."""
         if pid in self._stopped:
-            self._count(self.look_at(pid))
+            self._count(look_at(self.pool, pid))
         self._end_stop(pid)
         self._kill(pid)
         self.kills.total += 1
@@ -207,8 +197,9 @@ class Storm:
 
     def _count(self, sight: Sight) -> None:
         self.kills.seen += 1
-        self.kills.holding += bool(sight.stripes)
+        self.kills.holding += sight.stripe
         self.kills.writing += sight.writing
+        self.kills.growing += sight.growth
         self.kills.gate += sight.gate
 
     def end(self) -> None:
@@ -258,15 +249,6 @@ class Storm:
             if not self._stopped:
                 self.stopped_ns[-1] = (self.stopped_ns[-1][0], time.monotonic_ns())
 
-    def look_at(self, pid: int) -> Sight:
-        """What a process that stands still is doing."""
-        held = locks_of(pid, self.traces.cell(pid)[FD])
-        stripes = [byte - STRIPE_BYTES for byte in held if STRIPE_BYTES <= byte < 2 * STRIPE_BYTES]
-        segment = store_of(self.pool).segment
-        row = segment.constants.geometry.stripes_offset // WORD_SIZE + INTENT
-        writing = any(segment.words[row + stripe * STRIPE_WORDS] for stripe in stripes)
-        return Sight(self.traces.cell(pid)[SINCE] != 0, stripes, writing, GATE_BYTE in held)
-
     # ---- whether all is well
 
     def wait_for_more_of(self, pid: int, count: int = 2, patience_s: float | None = None) -> None:
@@ -291,22 +273,3 @@ class Storm:
     @property
     def forks(self) -> int:
         return self.sum_of(FORKS)
-
-
-def state_of(pid: int) -> bytes:
-    """The letter that the kernel gives a process's state, or nothing for one that is gone."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b") ")[2][:1]
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def locks_of(pid: int, fd: int) -> list[int]:
-    """The bytes that are locked through a process's descriptor. The kernel lists a description's locks in its fdinfo."""
-    try:
-        with open(f"/proc/{pid}/fdinfo/{fd}", "rb") as file:
-            lines = [line.split() for line in file if line.startswith(b"lock:")]
-    except FileNotFoundError:
-        return []  # between two attachments
-    return [int(line[-2]) for line in lines]

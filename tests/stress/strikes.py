@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from tests.stress.storm import Sight, Storm
+from tests.stress.sight import Sight, look_at
+from tests.stress.storm import Storm
+from tests.stress.traces import ATTACH, CALM, INSERT
 
 STOP_S: Final = 0.06  # three times what a waiter waits before it looks whether the lock's holder is dead
 _TRIES: Final = 60
@@ -32,17 +34,22 @@ def all_at_once(storm: Storm, victims: list[int]) -> None:
 
 def holder(storm: Storm, victims: list[int]) -> None:
     """Kill one that holds a stripe's lock."""
-    aim(storm, victims, lambda sight: bool(sight.stripes))
+    storm.kill(aim(storm, victims, INSERT, lambda sight: sight.stripe))
 
 
 def writer(storm: Storm, victims: list[int]) -> None:
     """Kill one between the first and the last store of an insert: some microseconds, of which few are hit at random."""
-    aim(storm, victims, lambda sight: sight.writing)
+    storm.kill(aim(storm, victims, INSERT, lambda sight: sight.writing))
+
+
+def gatekeeper(storm: Storm, victims: list[int]) -> None:
+    """Kill one that is just attaching or leaving."""
+    storm.kill(aim(storm, victims, ATTACH, lambda sight: sight.gate))
 
 
 def while_stopped(storm: Storm, victims: list[int]) -> None:
     """Stop one, inside a lock most likely, while others wait for it and are killed; it goes on, or is killed as it stands."""
-    stopped = aim_stop(storm, victims, lambda sight: bool(sight.stripes))
+    stopped = aim(storm, victims, INSERT, lambda sight: sight.stripe)
     pause(storm.rng, STOP_S)
     for pid in victims:
         if pid != stopped:
@@ -53,24 +60,20 @@ def while_stopped(storm: Storm, victims: list[int]) -> None:
     storm.kill(stopped)
 
 
-STRIKES: Final[tuple[Strike, ...]] = (anywhere, all_at_once, holder, holder, writer, writer, while_stopped)
+STRIKES: Final[tuple[Strike, ...]] = (anywhere, all_at_once, holder, holder, writer, writer, gatekeeper, while_stopped)
 
 
 def strike(storm: Storm, victims: list[int]) -> None:
     storm.rng.choice(STRIKES)(storm, victims)
 
 
-def aim(storm: Storm, victims: list[int], is_wanted: Callable[[Sight], bool]) -> None:
-    storm.kill(aim_stop(storm, victims, is_wanted))
-
-
-def aim_stop(storm: Storm, victims: list[int], is_wanted: Callable[[Sight], bool]) -> int:
+def aim(storm: Storm, victims: list[int], mode: int, is_wanted: Callable[[Sight], bool]) -> int:
     """Stop all at random instants until one stands where it is wanted, and leave it so; or any, if none ever does."""
-    storm.traces.press(on=True)
+    storm.traces.mode = mode
     for _ in range(_TRIES):
         pause(storm.rng, 0.0005)
         storm.stop(*victims)
-        wanted = [pid for pid in victims if is_wanted(storm.look_at(pid))]
+        wanted = [pid for pid in victims if is_wanted(look_at(storm.pool, pid))]
         chosen = (wanted or victims)[0]
         for pid in victims:
             if pid != chosen or not wanted:
@@ -79,7 +82,7 @@ def aim_stop(storm: Storm, victims: list[int], is_wanted: Callable[[Sight], bool
             break
     else:
         storm.stop(chosen)
-    storm.traces.press(on=False)
+    storm.traces.mode = CALM
     return chosen
 
 

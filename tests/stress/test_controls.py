@@ -20,6 +20,10 @@ LEAST_STEPS = 10  # of an insert: the turnstile, the byte, intent, record, slot,
 PATIENCE_S = 1.5
 STOP_S = 1.0
 
+# An insert that happens to take a new chunk has other steps than the one before: one in hundreds. Then the step that matters may
+# be passed over.
+PASSES = 3
+
 
 @pytest.mark.parametrize("strike", [SIGKILL, SIGSTOP])
 def test_an_insert_struck_at_any_step_blocks_nobody_and_loses_nothing(
@@ -41,10 +45,14 @@ def test_an_insert_struck_at_any_step_blocks_nobody_and_loses_nothing(
         (breaks.map_lock_description, SIGKILL, {"blocked"}),
         (breaks.retry_interrupted_waits, SIGKILL, {"blocked"}),
     ],
+    ids=lambda parameter: getattr(parameter, "__name__", ""),
 )
 def test_a_pool_built_wrongly_is_caught(
     pool_name: str, rng: random.Random, sabotage: Callable[[], None], strike: Signals, symptom: set[str]
 ) -> None:
-    verdict, _ = undergo(pool_name, rng, Ordeal(strike, sabotage, PATIENCE_S, STOP_S))
+    for _ in range(PASSES):
+        verdict, _ = undergo(pool_name, rng, Ordeal(strike, sabotage, PATIENCE_S, STOP_S))
+        if verdict.total:
+            break
 
     assert verdict.kinds() & symptom, "\n".join(verdict.notes) or "it was not caught"

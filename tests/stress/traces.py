@@ -32,7 +32,9 @@ make_ack: Final = Struct("<6Q16x").pack
 INTERNED, ALSO, ATTACHED = range(3)  # kinds; ALSO is what a batch interned beside its first
 
 CELL_WORDS = 8  # a cache line for each process, so that they do not slow each other down
-FD, SINCE, DONE, FORKS, ATTACHES, TAKEOVERS, WAITS = range(7)
+SINCE, DONE, FORKS, ATTACHES, TAKEOVERS, WAITS = range(6)
+CALM, INSERT, ATTACH = range(3)  # what all are to do
+
 
 Acks = NDArray[np.void]
 
@@ -80,12 +82,13 @@ class Traces:
         return list(memoryview(os.pread(self._born, os.fstat(self._born).st_size, 0)).cast("Q"))
 
     @property
-    def is_pressed(self) -> bool:
-        """Whether the processes are to do nothing but insert, because somebody is waiting to hit them at it."""
-        return bool(self._words[0])  # there is no process 0
+    def mode(self) -> int:
+        """What the processes are to do: somebody may be waiting to hit them at it."""
+        return int(self._words[0])  # there is no process 0
 
-    def press(self, *, on: bool) -> None:
-        self._words[0] = on
+    @mode.setter
+    def mode(self, mode: int) -> None:
+        self._words[0] = mode
 
     def cell(self, pid: int) -> memoryview:
         """The cell of a process, which alone writes it; it can be read when the process is gone."""
