@@ -21,7 +21,7 @@ import numpy as np
 from shmpool import Pool
 from tests.stress.breaks import PackedWords
 from tests.stress.judge import Verdict, judge
-from tests.stress.member import BATCH, Member
+from tests.stress.member import BATCH, NUMBERS, Member
 from tests.stress.sight import state_of
 from tests.stress.storm import PATIENCE_S, BlockedError, EndedError, Storm
 from tests.stress.strikes import STOP_S
@@ -136,4 +136,4 @@ def insert_once(member: Member, step: int, strike: signal.Signals) -> None:
 
 
 def fresh_number(member: Member) -> int:
-    return member.rng.randrange(1 << 20, 1 << 32)
+    return member.rng.randrange(1 << 20, NUMBERS)

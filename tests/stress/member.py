@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BATCH = 48
 REMEMBERED = 32
+NUMBERS = 1 << 32  # of values
 
 
 def value_of(number: int) -> bytes:
@@ -30,7 +31,7 @@ def number_of(value: bytes) -> int | None:
     """The number that `value_of` makes this value of, or None."""
     for start in range(0, 28, 4):
         digits = value[start:]
-        if digits.isdigit() and value_of(int(digits)) == value:
+        if digits.isdigit() and int(digits) < NUMBERS and value_of(int(digits)) == value:
             return int(digits)
     return None if value else 0
 
@@ -109,7 +110,7 @@ class Member:
         dawdle(on=is_target)
         choice = 0.0 if is_target else rng.random()
         if choice < 0.2:  # what nobody has: every one of them takes a lock
-            self.intern([rng.randrange(1 << 20, 1 << 32) for _ in range(BATCH)])
+            self.intern([rng.randrange(1 << 20, NUMBERS) for _ in range(BATCH)])
         elif choice < 0.5:  # a few numbers around how many there are: everybody wants the same ones, and most are new
             self.intern(rng.sample(range(max(frontier - 4, 0), frontier + BATCH), rng.randrange(1, 16)))
         elif choice < 0.6:
