@@ -1,198 +1,275 @@
-"""A storm: processes that insert into one pool until they are killed, and acknowledge every ref they were given.
+"""A storm: processes that intern in one pool while whoever leads it kills and stops them.
 
-An acknowledgement is a record of fixed size, appended to a memory file by one write: a kill leaves it out or leaves it whole.
+The leader starts processes, and permits some to fork; it becomes their orphans' parent, so that none escapes it. It looks at one
+that stands still (the kernel tells which locks it holds), and counts what it was doing when it was killed.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import signal
-import struct
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from select import select
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Final, NoReturn, Self
 
 from shmpool import Pool
-from shmpool.layout import INTENT, STRIPE_WORDS, WORD_SIZE
-from tests.unit.inside import store_of
+from tests.stress.member import Member, ignore_interrupts
+from tests.stress.sight import Sight, look_at, state_of
+from tests.stress.traces import DONE, FORKS, SINCE, Traces
 
-DEADLINE_S = 60.0  # against hanging; nothing here takes a hundredth of it
-BATCH = 16
-ACK = struct.Struct("<QQQQ")  # the process's serial, the value's number, its ref and 0; a power of two, so none crosses a page
+PATIENCE_S: Final = 60.0  # against hanging; nothing here takes a hundredth of it
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_PR_GET_CHILD_SUBREAPER: Final = 37
+_libc = ctypes.CDLL(None, use_errno=True)
+
+Body = Callable[[Member], None]
 
 
-def value_of(number: int) -> bytes:
-    """Of sizes from 0 on, all different."""
-    return number.to_bytes(4, "little") * (number % 7) + b"%d" % number if number else b""
+class BlockedError(Exception):
+    """A living process did not go on."""
+
+
+class EndedError(Exception):
+    """A process ended by itself."""
+
+
+@dataclass
+class Kills:
+    """How many, and what they hit. A process that is killed running shows only whether it was inside an operation."""
+
+    total: int = 0
+    inside: int = 0
+    seen: int = 0  # stood still, so that the kernel could be asked for its locks
+    holding: int = 0  # a stripe's lock
+    writing: int = 0
+    growing: int = 0
+    gate: int = 0
 
 
 @dataclass
 class Storm:
-    """Processes are known by serials that are never used again."""
-
     pool: Pool
     rng: random.Random
-    pids: dict[int, int] = field(default_factory=dict)  # by serial
-    started: int = 0
-    killed: int = 0
-    opened: list[int] = field(default_factory=list)
+    patience_s: float = PATIENCE_S
+    sabotage: Callable[[], None] | None = None  # breaks the pool in every process of the storm, but not in its leader
+    members: dict[int, int] = field(default_factory=dict)  # a pidfd for each pid
+    kills: Kills = field(default_factory=Kills)
+    stops: int = 0
+    stopped_ns: list[tuple[int, int]] = field(default_factory=list)  # spans of time in which somebody was stopped on purpose
+    pids: set[int] = field(default_factory=set)  # of all that ever were
+    _stopped: set[int] = field(default_factory=set)
+    _unreaped: set[int] = field(default_factory=set)
 
     def __enter__(self) -> Self:
-        self.acks = os.memfd_create("acks")
-        self.complaints = os.memfd_create("complaints")
+        self.traces = Traces().__enter__()
         self._ready, self._say_ready = os.pipe()
-        self._ended, self._alive = os.pipe()  # nobody writes to it: it ends with the last process of the storm
-        self.opened = [self.acks, self.complaints, self._ready, self._say_ready, self._ended, self._alive]
+        self._permits, self._permit = os.pipe2(os.O_NONBLOCK)
+        self.led, self._lead = os.pipe()  # only the leader has this end: the storm's processes see it go
+        was_reaper = ctypes.c_int()
+        _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(was_reaper))
+        self._was_reaper = was_reaper.value
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for serial in list(self.pids):
-            os.kill(self.pids[serial], signal.SIGKILL)
-            os.waitpid(self.pids.pop(serial), 0)
-        for fd in self.opened:
+        self.end()
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, self._was_reaper)
+        for fd in (self._ready, self._say_ready, self._permits, self._permit, self.led, self._lead):
             os.close(fd)
+        self.traces.__exit__(kind, error, trace)
 
-    # ---- from the test
+    # ---- processes come
 
-    def start(self, body: Callable[[Storm, int], None]) -> int:
-        """Fork a process that runs `body(storm, serial)`; returns its serial once it has said that it is ready."""
-        self.started += 1
-        serial = self.started
+    def start(self, body: Body = Member.live, *, afresh: bool = False) -> int:
+        """Fork a process, which acts a little, under every lock most likely, announces itself and runs `body`."""
         seed = self.rng.getrandbits(32)
         pid = os.fork()
         if pid == 0:
-            self._run(body, serial, seed)
-        self.pids[serial] = pid
-        self._wait_until_ready(serial)
-        return serial
+            self._run(body, seed, afresh=afresh)
+        self._add(pid)
+        return pid
 
-    def _wait_until_ready(self, serial: int) -> None:
-        ended = os.pidfd_open(self.pids[serial])
+    def permit_fork(self) -> None:
+        """Let one of the processes have a child, which announces itself."""
+        os.write(self._permit, b"1")
+
+    def wait_for_announcements(self, count: int) -> list[int]:
+        """Wait until that many have announced themselves. Whoever waits for a dead process's lock does not."""
+        pids = []
+        for _ in range(count):
+            deadline = time.monotonic() + self.patience_s
+            while not select([self._ready], [], [], 0.2)[0]:
+                self._check_nobody_ended()
+                if time.monotonic() > deadline:
+                    raise BlockedError(f"a new process could not insert in {self.patience_s} s")
+            pids.append(int.from_bytes(os.read(self._ready, 8), "little"))
+            self._add(pids[-1])
+        return pids
+
+    def is_announced(self) -> bool:
+        """Whether one more has announced itself by now."""
+        if select([self._ready], [], [], 0)[0]:
+            return bool(os.read(self._ready, 8))
+        return False
+
+    def _add(self, pid: int) -> None:
+        if pid not in self.members:
+            self.pids.add(pid)
+            self.members[pid] = os.pidfd_open(pid)
+
+    def _run(self, body: Body, seed: int, *, afresh: bool) -> NoReturn:
+        status = 1
         try:
-            says = select([self._ready, ended], [], [], DEADLINE_S)[0]
+            ignore_interrupts()
+            os.close(self._lead)
+            self.traces.register()
+            if self.sabotage:
+                self.sabotage()
+            member = Member(self, self.pool, random.Random(seed))
+            if afresh or self.sabotage:
+                member.attach_afresh()
+            member.act(4)
+            self.announce()
+            body(member)
+            status = 0
+        except BaseException:  # noqa: BLE001 - it goes to the leader
+            self.traces.complain(traceback.format_exc())
         finally:
-            os.close(ended)
-        assert says, f"process {serial} could not insert in {DEADLINE_S} s\n{self.complaints_made()}"
-        assert self._ready in says, f"process {serial} ended early\n{self.complaints_made()}"
-        assert int.from_bytes(os.read(self._ready, 8), "little") == serial
+            os._exit(status)
 
-    def kill(self, serial: int) -> None:
-        """SIGKILL, whatever it is doing; it must not have ended by itself."""
-        pid = self.pids.pop(serial)
-        os.kill(pid, signal.SIGKILL)
-        self.killed += 1
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        assert status == -signal.SIGKILL, f"process {serial} ended by itself, with {status}\n{self.complaints_made()}"
+    # ---- what they ask of the storm
 
-    def stop(self, serial: int) -> None:
-        os.kill(self.pids[serial], signal.SIGSTOP)
+    def announce(self) -> None:
+        os.write(self._say_ready, os.getpid().to_bytes(8, "little"))
 
-    def go_on(self, serial: int) -> None:
-        os.kill(self.pids[serial], signal.SIGCONT)
-
-    def wait_for_more_of(self, serial: int) -> None:
-        """Wait until a process has inserted more than it has by now."""
-        before = self._acknowledged_by(serial)
-        deadline = time.monotonic() + DEADLINE_S
-        while self._acknowledged_by(serial) == before:
-            assert time.monotonic() < deadline, f"process {serial} is blocked\n{self.complaints_made()}"
-            time.sleep(0.01)
-
-    def _acknowledged_by(self, serial: int) -> int:
-        return sum(each == serial for each, _, _ in self.acknowledged())
-
-    def wait_for_orphans(self) -> None:
-        """Wait until the children of killed processes have ended too. Those the test started must have been killed."""
-        assert not self.pids
-        os.close(self._alive)
-        self.opened.remove(self._alive)
-        assert select([self._ended], [], [], DEADLINE_S)[0], "a forked child of a killed process never ended"
-
-    def complaints_made(self) -> str:
-        return os.pread(self.complaints, os.fstat(self.complaints).st_size, 0).decode()
-
-    def acknowledged(self) -> Iterator[tuple[int, int, int]]:
-        """Serials, numbers of values and their refs."""
-        data = os.pread(self.acks, os.fstat(self.acks).st_size, 0)
-        assert len(data) % ACK.size == 0
-        return ((serial, number, ref) for serial, number, ref, _ in ACK.iter_unpack(data))
-
-    # ---- in the processes
-
-    def _run(self, body: Callable[[Storm, int], None], serial: int, seed: int) -> NoReturn:
+    def may_fork(self) -> bool:
         try:
-            self.rng = random.Random(seed)
-            body(self, serial)
-        except BaseException:  # noqa: BLE001 - it goes to the test
-            append(self.complaints, f"process {serial}:\n{traceback.format_exc()}\n".encode())
-            os._exit(1)
-        os._exit(0)
+            return bool(os.read(self._permits, 1))
+        except BlockingIOError:
+            return False
 
-    def say_ready(self, serial: int) -> None:
-        os.write(self._say_ready, serial.to_bytes(8, "little"))
+    # ---- processes go
 
-    def acknowledge(self, serial: int, given: list[tuple[int, int]]) -> None:
-        append(self.acks, b"".join(ACK.pack(serial, number, ref, 0) for number, ref in given))
+    def kill(self, pid: int) -> None:
+        """SIGKILL, whatever it is doing."""
+        if pid in self._stopped:
+            self._count(look_at(self.pool, pid))
+        self._end_stop(pid)
+        self._kill(pid)
+        self.kills.total += 1
+        self.kills.inside += self.traces.cell(pid)[SINCE] != 0
 
+    def _kill(self, pid: int) -> None:
+        fd = self.members.pop(pid)
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+            if not select([fd], [], [], PATIENCE_S)[0]:
+                raise BlockedError(f"process {pid} did not die")
+        except ProcessLookupError:
+            raise EndedError(f"process {pid} has ended by itself") from None
+        finally:
+            os.close(fd)
+            self._unreaped.add(pid)
+            self._reap()
 
-def append(fd: int, data: bytes) -> None:
-    """Through an append-only description of its own: the one that is inherited shares its position with everybody."""
-    own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND)
-    try:
-        os.write(own, data)
-    finally:
-        os.close(own)
+    def _reap(self) -> None:
+        """Those that are our children: others are their parents', until these end too and leave them to us."""
+        for pid in list(self._unreaped):
+            try:
+                gone, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if gone:
+                self._unreaped.discard(pid)
+                self.check_was_killed(pid, status)
 
+    def check_was_killed(self, pid: int, status: int) -> None:
+        """A crash, too, is an end that nobody ordered."""
+        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            self.traces.complain(f"found that process {pid} had ended by itself, with {os.waitstatus_to_exitcode(status)}")
 
-# What the processes do
+    def _count(self, sight: Sight) -> None:
+        self.kills.seen += 1
+        self.kills.holding += sight.stripe
+        self.kills.writing += sight.writing
+        self.kills.growing += sight.growth
+        self.kills.gate += sight.gate
 
+    def end(self) -> None:
+        """Kill whoever is left; these do not count. Nobody is left then, not even those that nobody has announced."""
+        for pid in list(self.members):
+            self._end_stop(pid)
+            try:
+                self._kill(pid)
+            except EndedError:
+                continue
+        for pid in self.traces.registered():
+            with suppress(ChildProcessError):  # reaped, by its parent or above
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+        self._unreaped.clear()
 
-def insert_for_ever(storm: Storm, serial: int) -> None:
-    """Insert what others insert at the same time, one by one, in batches and from forked children."""
-    insert_some(storm, serial, 4)  # under every lock, most likely: whoever waits for a dead process does so here
-    storm.say_ready(serial)
-    while True:
-        insert_some(storm, serial, 40)
-        if storm.rng.random() < 0.02 and os.fork() == 0:
-            insert_some(storm, serial, 3)
-            os._exit(0)
-        reap()
+    # ---- stops
 
+    def stop(self, *pids: int) -> None:
+        """SIGSTOP, and wait until they stand."""
+        if not self._stopped:
+            self.stopped_ns.append((time.monotonic_ns(), 1 << 62))
+        self._stopped.update(pids)
+        self.stops += len(pids)
+        for pid in pids:
+            signal.pidfd_send_signal(self.members[pid], signal.SIGSTOP)
+        for pid in pids:
+            self.wait_for_stop(pid)
 
-def insert_some(storm: Storm, serial: int, rounds: int) -> None:
-    pool, rng = storm.pool, storm.rng
-    for _ in range(rounds):
-        frontier = len(pool)  # new values are at most a few numbers beyond it, so that everybody wants the same ones
-        numbers = [frontier + rng.randrange(-5, 25) for _ in range(BATCH if rng.random() < 0.1 else 1)]
-        numbers = [max(number, 0) for number in numbers]
-        if len(numbers) == 1:
-            refs = [int(pool.intern(value_of(numbers[0])))]
-        else:
-            refs = pool.intern_many(map(value_of, numbers)).tolist()
-        storm.acknowledge(serial, list(zip(numbers, refs, strict=True)))
+    def wait_for_stop(self, pid: int) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while state_of(pid) != b"T":
+            if state_of(pid) in (b"Z", b"X", b""):
+                raise EndedError(f"process {pid} has ended by itself")
+            if time.monotonic() > deadline:
+                raise BlockedError(f"process {pid} did not stop")
+            time.sleep(0.0001)
 
+    def go_on(self, pid: int) -> None:
+        self._end_stop(pid)
+        signal.pidfd_send_signal(self.members[pid], signal.SIGCONT)
 
-def reap() -> None:
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-    except ChildProcessError:
-        pass
+    def _end_stop(self, pid: int) -> None:
+        if pid in self._stopped:
+            self._stopped.discard(pid)
+            if not self._stopped:
+                self.stopped_ns[-1] = (self.stopped_ns[-1][0], time.monotonic_ns())
 
+    # ---- whether all is well
 
-def is_writing(pool: Pool) -> bool:
-    """Whether a stripe's intent is set: somebody is between the first and the last store of an insert, or was killed there."""
-    segment = store_of(pool).segment
-    geometry = segment.constants.geometry
-    start = geometry.stripes_offset // WORD_SIZE
-    return any(segment.words[start + INTENT : start + geometry.stripe_count * STRIPE_WORDS : STRIPE_WORDS])
+    def wait_for_more_of(self, pid: int, count: int = 2, patience_s: float | None = None) -> None:
+        """Wait until a process has completed more operations than it has by now. Raises BlockedError."""
+        cell = self.traces.cell(pid)
+        before, patience_s = cell[DONE], patience_s or self.patience_s
+        deadline = time.monotonic() + patience_s
+        while cell[DONE] < before + count:
+            self._check_nobody_ended()
+            if time.monotonic() > deadline:
+                raise BlockedError(f"process {pid} is alive and did nothing for {patience_s} s")
+            time.sleep(0.0005)
 
+    def _check_nobody_ended(self) -> None:
+        if self.traces.has_complaints():
+            raise EndedError("a process has ended by itself")
 
-def random_pause(rng: random.Random, most_s: float) -> None:
-    """Let the others run: what comes next is to meet them at a random instant. Nothing depends on how long it is."""
-    time.sleep(rng.uniform(0, most_s))
+    def sum_of(self, word: int) -> int:
+        """A counter of all processes, those that are gone included."""
+        return sum(self.traces.cell(pid)[word] for pid in self.pids)
+
+    @property
+    def forks(self) -> int:
+        return self.sum_of(FORKS)

@@ -1,0 +1,37 @@
+"""Slows a process down where it holds a stripe's lock, and nowhere else: so that a kill hits it there more often than not.
+
+The code that runs is the pool's own; what it does between two of its lines takes longer.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import FrameType
+from typing import Any, Final
+
+from shmpool.stripe import Stripes
+
+# What runs under the lock, and how long each of its lines takes in addition, in turns of an empty loop.
+_UNDER_LOCK: Final = {
+    function.__code__: turns
+    for function, turns in (
+        (Stripes.find_or_insert, 60),
+        (Stripes._publish, 300),  # noqa: SLF001 - between the first and the last store of an insert
+        (Stripes._take_chunk, 600),  # noqa: SLF001
+        (Stripes._grow, 600),  # noqa: SLF001
+        (Stripes.recover, 300),
+    )
+}
+
+
+def dawdle(*, on: bool) -> None:
+    sys.settrace(_trace if on else None)
+
+
+def _trace(frame: FrameType, event: str, _: Any) -> Any:
+    turns = _UNDER_LOCK.get(frame.f_code)
+    if turns is None:
+        return None
+    for _ in range(turns):
+        pass
+    return _trace
