@@ -6,9 +6,10 @@ done is wholly there or wholly gone, no memory is lost, and in the end no file i
 
 from __future__ import annotations
 
+import signal
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
@@ -24,6 +25,7 @@ from tests.unit.own_files import OwnFiles
 from tests.unit.processes import ChildDiedError
 
 SURVIVOR_LIMIT_S: Final = 0.1  # from the dead process's reaping to the end of another's operation
+DEADLINE_S: Final = 10.0  # against hanging
 TRIES: Final = 4  # of a point whose survivor was slow: on a busy machine it may have waited for a core
 SURVIVOR: Final = b"what the survivor interns"
 
@@ -180,10 +182,11 @@ class KillPoints:
     def _kill_and_judge(self, operation: Operation, scene: Scene, at: int) -> Step | None:
         operation.arrange(scene)
         step = kill(scene, operation.prepare, operation.act, at)
-        start = perf_counter()
-        operation.survive(scene)
-        scene.survivor_s = perf_counter() - start
-        operation.judge(scene)
+        with deadline():
+            start = perf_counter()
+            operation.survive(scene)
+            scene.survivor_s = perf_counter() - start
+            operation.judge(scene)
         stats = scene.open().stats()
         scene.memory_size, scene.rollbacks, scene.rollforwards = (
             stats.memory_size, stats.total.rollbacks, stats.total.rollforwards
@@ -192,6 +195,22 @@ class KillPoints:
         left = self._files.now()
         assert not left, f"left behind: {left}"
         return step
+
+
+@contextmanager
+def deadline() -> Iterator[None]:
+    """Raises TimeoutError where this process waits for a lock for ever: a signal's handler can, for no wait masks it for good."""
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"the survivor was blocked for {DEADLINE_S} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.setitimer(signal.ITIMER_REAL, DEADLINE_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def kill(

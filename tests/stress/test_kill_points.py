@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.stress import mutations
+from tests.stress import operations
 from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Tally
-from tests.stress.mutations import Insert
+from tests.stress.operations import Insert
 from tests.stress.tracing import needs_tracing
 from tests.unit.own_files import OwnFiles, own_files
 
@@ -34,7 +34,7 @@ def fail(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("operation", mutations.OPERATIONS, ids=lambda operation: operation.name)
+@pytest.mark.parametrize("operation", operations.OPERATIONS, ids=lambda operation: operation.name)
 def test_operation_killed_at_any_step_harms_nobody(files: OwnFiles, operation: Operation) -> None:
     tally = kill_everywhere(files, operation, SPARSELY.get(operation.name, 1))
 
@@ -42,9 +42,9 @@ def test_operation_killed_at_any_step_harms_nobody(files: OwnFiles, operation: O
     assert tally.median_s < SURVIVOR_LIMIT_S
 
 
-@pytest.mark.parametrize("base", [mutations.INSERT, mutations.TAKE_CHUNK], ids=lambda base: base.name)
+@pytest.mark.parametrize("base", [operations.INSERT, operations.TAKE_CHUNK], ids=lambda base: base.name)
 def test_recovery_killed_at_any_step_harms_nobody(files: OwnFiles, base: Insert) -> None:
-    found = mutations.recoveries(base, files)
+    found = operations.recoveries(base, files)
     firsts = [found[1], found[len(found) // 2], found[-2]]  # nothing but the intent is there; some; all
 
     tallies = [kill_everywhere(files, recovery) for recovery in firsts]

@@ -198,8 +198,11 @@ class Tracer:
 
     def resume(self, how: int) -> int:
         """Let it go on to its next stop; the signal that it stops with."""
-        ptrace(how, self.pid)
-        return self.wait()
+        stop: int = signal.SIGINT
+        while stop == signal.SIGINT:  # the terminal's, for all in the foreground; it is meant for the tracer alone
+            ptrace(how, self.pid)
+            stop = self.wait()
+        return stop
 
     def wait(self) -> int:
         _, status = os.waitpid(self.pid, 0)

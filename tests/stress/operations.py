@@ -286,6 +286,7 @@ TAKE_CHUNK = Insert("insert that takes a chunk", numbered(IN_A_CHUNK, LONG_SIZE)
 GROW = Insert("insert that grows a table", numbered(IN_A_TABLE), [b"new"])
 BATCH = Insert("batch", KNOWN, numbered(5), batch=True)
 LONG_BATCH = Insert("batch that grows and takes a chunk", numbered(380, 24), numbered(14, LONG_SIZE), batch=True)
+STRIPES = Insert("batch over four stripes", [], numbered(40), batch=True, stripe_count=4)
 INSERTS = [INSERT, FIRST, TAKE_CHUNK, GROW, BATCH, LONG_BATCH]
 
 OPERATIONS: list[Operation] = [
