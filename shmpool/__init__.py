@@ -20,6 +20,7 @@ General layout. A module imports only from groups above its own:
     stripe       table + arena + intents: insert, recover    Composition.
     inspection   stats, top, check
     lifetime     create, join, leave, remove, reset
+    leftovers    gc: remove what nobody uses any more
     store        the above, from values to refs and back
 
     pool         Pool                                        The surface.
@@ -49,12 +50,14 @@ from shmpool.errors import (
 )
 from shmpool.inspection import Counters, Finding, PoolStats, ProcessStats, TopicCount
 from shmpool.layout import TopicRef
+from shmpool.leftovers import Leftover, gc
 from shmpool.pool import Pool
 
 __all__ = [
     "ENGINE",
     "Counters",
     "Finding",
+    "Leftover",
     "Pool",
     "PoolBusyError",
     "PoolClosedError",
@@ -69,4 +72,5 @@ __all__ = [
     "StaleRefError",
     "TopicCount",
     "TopicRef",
+    "gc",
 ]

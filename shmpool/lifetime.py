@@ -143,13 +143,16 @@ def attach(name: str) -> Seat:
 def _join(segment: Segment, gate: ByteLock) -> Seat | None:
     if not segment.is_linked():
         return None
+    is_alone = not _is_in_use(segment)
     row = take_row(segment, segment.fd)
-    return Seat(segment, gate, row, _open_semaphores(segment))
+    # A process that was killed in `reset` took all the tokens along. Each would cost whoever wants it next a wait, and this
+    # process one for nearly every stripe. Where nobody else is attached nobody is inside a lock: so they are put back.
+    return Seat(segment, gate, row, _open_semaphores(segment, refill=is_alone))
 
 
-def _open_semaphores(segment: Segment) -> Semaphores:
+def _open_semaphores(segment: Segment, *, refill: bool = False) -> Semaphores:
     constants = segment.constants
-    return open_semaphores(segment.pool_name, constants.pool_id, constants.geometry.stripe_count)
+    return open_semaphores(segment.pool_name, constants.pool_id, constants.geometry.stripe_count, refill=refill)
 
 
 def leave(attachment: Attachment) -> None:
@@ -175,6 +178,20 @@ def _unlink(segment: Segment) -> None:
             "Nothing was changed. Close them first; a pool that is not persistent then goes by itself."
         )
     remove(segment)
+
+
+def remove_abandoned(segment: Segment, *, dry_run: bool) -> bool:
+    """Remove a pool that has a name, is not persistent and is used by nobody; whether it is such a one. Never waits."""
+    if segment.constants.persistent or others_hold(segment.fd, GATE_BYTE) or _is_in_use(segment):
+        return False
+    return _gate(segment).run(_remove_abandoned, segment, dry_run)
+
+
+def _remove_abandoned(segment: Segment, dry_run: bool) -> bool:  # noqa: FBT001 - `run` passes no keywords
+    is_abandoned = segment.is_linked() and not _is_in_use(segment)
+    if is_abandoned and not dry_run:
+        remove(segment)
+    return is_abandoned
 
 
 def remove(segment: Segment) -> None:

@@ -15,9 +15,11 @@ Guarantees:
 This module alone imports posix_ipc.
 """
 
+import ctypes
 import errno
 import mmap
 import os
+import re
 import signal
 import struct
 import threading
@@ -38,6 +40,7 @@ _TIMED: Final = (TURNSTILE_S,)
 _SEM_DIR: Final = "/dev/shm"
 _SEM_SIZE: Final = 32  # glibc's sem_t; mapping a shorter file would trap
 _SEM_MODE: Final = 0o600
+_SEM_FILE: Final = re.compile(r"sem\.shmpool-([0-9a-f]{16})-[0-9]{1,3}", re.ASCII)
 
 Semaphores = list[posix_ipc.Semaphore]
 Ts = TypeVarTuple("Ts")
@@ -255,8 +258,10 @@ def semaphore_name(pool_id: int, stripe: int) -> str:
     return f"/shmpool-{pool_id:016x}-{stripe}"
 
 
-def open_semaphores(pool_name: str, pool_id: int, count: int) -> Semaphores:
+def open_semaphores(pool_name: str, pool_id: int, count: int, *, refill: bool = False) -> Semaphores:
     """The turnstiles of a pool, made where missing. Only for the holder of the gate.
+
+    With `refill`, for who knows that nobody is inside a lock, the tokens that killed holders took along are put back.
 
     A missing or damaged one (its file too short to be mapped) is made anew: whoever still has the old one only waits less
     fairly, for the byte is what excludes. Raises PoolFullError where there is no memory for one.
@@ -265,6 +270,8 @@ def open_semaphores(pool_name: str, pool_id: int, count: int) -> Semaphores:
     try:
         for stripe in range(count):
             semaphores.append(_open_semaphore(semaphore_name(pool_id, stripe)))
+            if refill and semaphores[-1].value == 0:
+                semaphores[-1].release()
     except BaseException as error:
         close_semaphores(semaphores)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
@@ -290,9 +297,36 @@ def _open_semaphore(name: str) -> posix_ipc.Semaphore:
         if state.st_size == _SEM_SIZE:
             return posix_ipc.Semaphore(name)
         os.unlink(path)
-    semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=_SEM_MODE, initial_value=1)
-    os.chmod(path, _SEM_MODE)  # whatever the process's umask made of it
-    return semaphore
+    _make_semaphore(path)
+    return posix_ipc.Semaphore(name)
+
+
+def _make_semaphore(path: str) -> None:
+    # Without a name until it is whole. sem_open(O_CREAT) writes it under a random name, sem.XXXXXX, and links that to its own: a
+    # creator killed in between leaves a file of which nobody could tell whose it was.
+    semaphore = ctypes.create_string_buffer(_SEM_SIZE)
+    if ctypes.CDLL(None).sem_init(semaphore, 1, 1):  # shared by processes, with one token
+        raise PoolError(f"{path}: the C library makes no semaphores that processes share")
+    opened: list[int] = []
+    try:
+        opened.extend(map(os.open, (_SEM_DIR,), (os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC,), (_SEM_MODE,)))
+        os.fchmod(opened[0], _SEM_MODE)  # whatever the process's umask made of it
+        os.write(opened[0], semaphore)
+        os.link(f"/proc/self/fd/{opened[0]}", path, src_dir_fd=opened[0], follow_symlinks=True)
+    finally:
+        any(map(os.close, opened))  # one C call, as it was opened by one: see segment.py
+
+
+def semaphore_files() -> list[tuple[str, int]]:
+    """Paths of this user's turnstiles, of whatever pool, and their pools' ids."""
+    files: list[tuple[str, int]] = []
+    with os.scandir(_SEM_DIR) as entries:
+        for entry in entries:
+            named = _SEM_FILE.fullmatch(entry.name)
+            with suppress(FileNotFoundError):  # it went meanwhile
+                if named and entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    files.append((entry.path, int(named[1], 16)))
+    return sorted(files)
 
 
 def close_semaphores(semaphores: Semaphores) -> None:

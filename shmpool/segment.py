@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 import stat
+from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from typing import Final, NoReturn
 
@@ -255,6 +256,19 @@ def close_all(opened: list[int]) -> None:
     """Close the descriptors in a list and empty it."""
     any(map(os.close, opened))
     opened.clear()
+
+
+def own_names() -> list[str]:
+    """Names of this user's files that are named as pools are, whatever they hold."""
+    names: list[str] = []
+    with os.scandir(SHM_DIR) as entries:
+        for entry in entries:
+            name = entry.name.removeprefix(PREFIX)
+            if name != entry.name and _NAME.fullmatch(name):
+                with suppress(FileNotFoundError):  # it went meanwhile
+                    if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
+                        names.append(name)
+    return sorted(names)
 
 
 def path_of(name: str) -> str:

@@ -65,6 +65,10 @@ class Forked:
             raise ChildFailedError(message.trace)
         return message
 
+    def has_spoken_within(self, seconds: float) -> bool:
+        """Wait that long at most for the child's next message."""
+        return self._here.poll(seconds)
+
     def result(self) -> Any:
         """What the body returned."""
         message = self.hear()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import secrets
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -270,6 +272,34 @@ def test_semaphore_removed_by_hand_is_made_anew_by_who_attaches(pool_name: str) 
             assert other.intern(b"x") == pool.intern(b"x")
             assert pool.check() == []
             assert len(files_of(pool.constants.pool_id, pool_name)) == 2
+
+
+def test_first_to_attach_after_all_tokens_were_lost_puts_them_back(pool_name: str) -> None:
+    """As a process does that is killed in `reset`; each would cost the next one in a wait."""
+
+    def take_all_and_die(_: Connection) -> None:
+        pool = Pool.create(pool_name, stripe_count=16)
+        for semaphore in store_of(pool).seat.semaphores:
+            semaphore.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with Forked(take_all_and_die) as child:
+        child.wait()
+
+    with Pool.attach(pool_name) as pool:
+        pool.intern_many([b"%d" % number for number in range(200)])
+        assert pool.stats().lock_waits == 0
+        assert {semaphore.value for semaphore in store_of(pool).seat.semaphores} == {1}
+
+
+def test_attaching_adds_no_token_while_others_are_attached(pool_name: str) -> None:
+    with Pool.create(pool_name, stripe_count=1) as pool:
+
+        def attach() -> int:
+            with Pool.attach(pool_name) as other:
+                return int(store_of(other).seat.semaphores[0].value)
+
+        assert store_of(pool).locks[0].run(lambda: in_child(attach)) == 0
 
 
 # ---- origins

@@ -1,0 +1,54 @@
+"""Killed before any store or system call of its own, a process blocks nobody, loses nothing and leaves nothing for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.stress import operations
+from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Tally
+from tests.stress.operations import Insert
+from tests.stress.tracing import needs_tracing
+from tests.unit.own_files import OwnFiles, own_files
+
+pytestmark = needs_tracing
+SPARSELY = {"gc": 2, "batch that grows and takes a chunk": 5, "reset": 5}  # every n-th step here; tools/kill_points.py tries all
+
+
+@pytest.fixture
+def files(pool_name: str) -> Iterator[OwnFiles]:
+    with own_files(pool_name, b"any key of bytes") as own:
+        yield own
+
+
+def kill_everywhere(files: OwnFiles, operation: Operation, stride: int = 1) -> Tally:
+    tally = Tally()
+    for _ in KillPoints(files, fail).each(operation, tally, stride):
+        pass
+    assert files.now() == []
+    return tally
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("operation", operations.OPERATIONS, ids=lambda operation: operation.name)
+def test_operation_killed_at_any_step_harms_nobody(files: OwnFiles, operation: Operation) -> None:
+    tally = kill_everywhere(files, operation, SPARSELY.get(operation.name, 1))
+
+    assert tally.points > 10
+    assert tally.median_s < SURVIVOR_LIMIT_S
+
+
+@pytest.mark.parametrize("base", [operations.INSERT, operations.TAKE_CHUNK], ids=lambda base: base.name)
+def test_recovery_killed_at_any_step_harms_nobody(files: OwnFiles, base: Insert) -> None:
+    found = operations.recoveries(base, files)
+    firsts = [found[1], found[len(found) // 2], found[-2]]  # nothing but the intent is there; some; all
+
+    tallies = [kill_everywhere(files, recovery) for recovery in firsts]
+
+    assert min(tally.points for tally in tallies) > 10
+    assert sum(tally.rollbacks for tally in tallies) > 0
+    assert sum(tally.rollforwards for tally in tallies) > 0

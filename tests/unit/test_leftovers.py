@@ -1,0 +1,268 @@
+"""Claims about `gc`: it removes what nobody uses and nothing else, whoever comes, goes or is killed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from itertools import count
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmpool import Pool, gc, lifetime
+from shmpool.segment import Segment
+from tests.model import assert_sound
+from tests.unit.faults import Faults, killed_at
+from tests.unit.inside import store_of
+from tests.unit.own_files import OwnFiles, own_files
+from tests.unit.processes import Forked
+
+OPTIONS: dict[str, Any] = {"stripe_count": 2, "process_count": 4}
+
+
+@pytest.fixture
+def files(pool_name: str) -> Iterator[OwnFiles]:
+    """Only this test's pools, whose names begin with `prefix`, are seen by `gc`."""
+    with own_files(pool_name) as own:
+        yield own
+        remove_all(own)
+
+
+def remove_all(files: OwnFiles) -> None:
+    for name in files.now():
+        Path("/dev/shm", name).unlink(missing_ok=True)
+
+
+def abandon(name: str, *, persistent: bool = False) -> int:
+    """Make a pool that holds b"x" and whose only process was killed; its id."""
+
+    def create_and_die(connection: Connection) -> None:
+        pool = Pool.create(name, persistent=persistent, **OPTIONS)
+        pool.intern(b"x")
+        connection.send(pool.constants.pool_id)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with Forked(create_and_die) as child:
+        pool_id: int = child.hear()
+        child.wait()
+    return pool_id
+
+
+def path_of(name: str) -> str:
+    return f"/dev/shm/shmpool.{name}"
+
+
+# ---- what goes
+
+
+def test_pool_whose_last_process_was_killed_is_removed_with_its_semaphores(files: OwnFiles) -> None:
+    abandon(files.prefix)
+    size = os.stat(path_of(files.prefix)).st_blocks * 512
+
+    found = gc()
+
+    assert [(each.path, each.kind, each.memory_size, each.removed) for each in found] == [
+        (path_of(files.prefix), "pool", size, True)
+    ]
+    assert files.now() == []
+    assert gc() == []
+
+
+def test_semaphores_of_a_pool_whose_name_was_removed_by_hand_are_removed(files: OwnFiles) -> None:
+    pool_id = abandon(files.prefix)
+    os.unlink(path_of(files.prefix))
+
+    found = gc()
+
+    names = [f"/dev/shm/sem.shmpool-{pool_id:016x}-{stripe}" for stripe in range(2)]
+    assert [(each.path, each.kind, each.memory_size, each.removed) for each in found] == [
+        (name, "semaphore", 4096, True) for name in names
+    ]
+    assert files.now() == []
+
+
+def test_dry_run_names_the_same_and_removes_nothing(files: OwnFiles) -> None:
+    abandon(files.prefix + "-a")
+    abandon(files.prefix + "-b")
+    os.unlink(path_of(files.prefix + "-b"))
+    before = files.now()
+
+    found = gc(dry_run=True)
+
+    assert len(found) == 3
+    assert not any(each.removed for each in found)
+    assert files.now() == before
+    assert [each.path for each in gc()] == [each.path for each in found]
+    assert files.now() == []
+
+
+# ---- what stays
+
+
+def test_pool_in_use_stays_and_serves_whoever_comes(files: OwnFiles) -> None:
+    with Pool.create(files.prefix, **OPTIONS) as pool:
+        ref = pool.intern(b"x")
+        before = files.now()
+
+        assert gc() == []
+
+        assert files.now() == before
+        with Pool.attach(files.prefix) as other:
+            assert other.lookup(b"x") == ref
+
+
+def test_pool_used_only_by_a_forked_child_stays(files: OwnFiles) -> None:
+    pool = Pool.create(files.prefix, **OPTIONS)
+
+    def use(connection: Connection) -> int:
+        connection.send("attached")
+        connection.recv()
+        return int(pool.intern(b"x"))
+
+    with Forked(use) as child:
+        child.hear()
+        pool.close()
+
+        assert gc() == []
+
+        child.say("go on")
+        assert child.result() > 0
+    assert [each.removed for each in gc()] == [True]  # that child ends without closing it
+
+
+def test_persistent_pool_that_nobody_uses_stays(files: OwnFiles) -> None:
+    abandon(files.prefix, persistent=True)
+    before = files.now()
+
+    assert gc() == []
+
+    assert files.now() == before
+
+
+@pytest.mark.parametrize("byte", [0, 8, 16, 24, 100, 248])
+def test_damaged_pool_is_reported_and_kept_with_all_semaphores_that_might_be_its(files: OwnFiles, byte: int) -> None:
+    abandon(files.prefix)
+    with open(path_of(files.prefix), "r+b") as file:
+        kept = os.pread(file.fileno(), 1, byte)
+        os.pwrite(file.fileno(), bytes([kept[0] ^ 1]), byte)
+    before = files.now()
+
+    found = gc()
+
+    assert [each.kind for each in found] == ["pool", "semaphore", "semaphore"]
+    assert not any(each.removed for each in found)
+    assert all("left as it is" in each.note for each in found)
+    assert files.now() == before
+
+
+def test_file_that_is_no_pool_is_reported_and_kept(files: OwnFiles) -> None:
+    path = Path(path_of(files.prefix))
+    path.touch(0o600)
+
+    found = gc()
+
+    assert [(each.path, each.removed) for each in found] == [(str(path), False)]
+    assert path.exists()
+
+
+def test_symlink_named_as_a_pool_is_reported_and_what_it_leads_to_is_kept(files: OwnFiles, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.touch(0o600)
+    os.symlink(target, path_of(files.prefix))
+
+    found = gc()
+
+    assert [(each.path, each.removed) for each in found] == [(path_of(files.prefix), False)]
+    assert target.exists()
+    assert os.path.islink(path_of(files.prefix))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_files_of_another_user_are_not_even_reported(files: OwnFiles) -> None:
+    abandon(files.prefix + "-a")
+    abandon(files.prefix + "-b")
+    os.unlink(path_of(files.prefix + "-b"))
+    before = files.now()
+    for name in before:
+        os.chown(f"/dev/shm/{name}", 65534, 65534)
+
+    assert gc() == []
+
+    assert files.now() == before
+
+
+# ---- races
+
+
+def test_gc_waits_for_nobody_who_stands_at_a_gate(files: OwnFiles) -> None:
+    pool = Pool.create(files.prefix, **OPTIONS)
+
+    assert store_of(pool).seat.gate.run(gc) == []
+
+    pool.close()
+
+
+def test_gc_leaves_a_pool_that_somebody_joined_while_it_waited_for_the_gate(
+    files: OwnFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandon(files.prefix)
+    joined: list[Pool] = []
+    is_in_use = lifetime._is_in_use  # noqa: SLF001 - the look before the gate
+
+    def look_and_join(segment: Segment) -> bool:
+        monkeypatch.undo()
+        used = is_in_use(segment)
+        joined.append(Pool.attach(files.prefix))
+        return used
+
+    monkeypatch.setattr(lifetime, "_is_in_use", look_and_join)
+
+    assert gc() == []
+
+    with joined[0] as pool, Pool.attach(files.prefix) as other:
+        assert_sound(other, {b"x": pool.intern(b"x")})
+
+
+def test_gc_leaves_the_successor_of_a_pool_that_went_while_it_looked(
+    files: OwnFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    abandon(files.prefix)
+    made: list[Pool] = []
+    is_in_use = lifetime._is_in_use  # noqa: SLF001 - the look before the gate
+
+    def look_and_replace(segment: Segment) -> bool:
+        monkeypatch.undo()
+        used = is_in_use(segment)
+        Pool.unlink(files.prefix)
+        made.append(Pool.create(files.prefix, **OPTIONS))
+        return used
+
+    monkeypatch.setattr(lifetime, "_is_in_use", look_and_replace)
+
+    assert gc() == []
+
+    with made[0] as pool, Pool.attach(files.prefix) as other:
+        assert_sound(other, {b"x": pool.intern(b"x")})
+        assert len(files.now()) == 1 + OPTIONS["stripe_count"]
+
+
+def test_gc_killed_at_any_step_leaves_what_the_next_one_removes(files: OwnFiles) -> None:
+    for step in count(1):
+        abandon(files.prefix + "-a")
+        abandon(files.prefix + "-b")
+        os.unlink(path_of(files.prefix + "-b"))
+
+        def collect(faults: Faults) -> None:
+            faults.arm()
+            gc()
+
+        killed = killed_at(step, collect)
+        gc()
+
+        assert files.now() == []
+        if not killed:
+            break
+    assert step > 5
