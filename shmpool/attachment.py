@@ -16,7 +16,6 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,8 @@ from numpy.typing import NDArray
 from shmpool.errors import PoolError, PoolFullError
 from shmpool.layout import ATTACHED, PID, PROCESS_BYTES, START_TIME, WORD_SIZE
 from shmpool.ledger import Words, clear_stale_ledger, commit_ledger, finish_fold, fold, ledger_word, row_word
-from shmpool.lock import ALL_SIGNALS, ByteLock, adopt_process, forget_mutexes, others_hold, try_lock, unlock
-from shmpool.segment import Segment, close_all, reopen
+from shmpool.lock import ALL_SIGNALS, ByteLock, adopt_process, forget_mutexes, is_own_process, others_hold, try_lock, unlock
+from shmpool.segment import Segment, closer, reopen
 
 
 class Attachment:
@@ -144,14 +143,15 @@ def _nothing() -> None:
 # ---- fork
 
 
-@dataclass(slots=True)
 class _Fork:
     """What the hook before a fork prepared for one attachment: a locked row on a description that only the child keeps."""
 
-    attachment: Attachment
-    opened: list[int] = field(default_factory=list)
-    row: int = -1
-    is_ready: bool = False
+    def __init__(self, attachment: Attachment) -> None:
+        self.attachment = attachment
+        self.opened: list[int] = []
+        self.closing = closer(self.opened)
+        self.row = -1
+        self.is_ready = False
 
     def prepare(self) -> None:
         segment, gate = self.attachment.segment, self.attachment.gate
@@ -162,9 +162,6 @@ class _Fork:
         except (OSError, ValueError, PoolError):
             return  # no descriptor or no row to be had, or closed meanwhile: the child will find the pool closed
         self.is_ready = True
-
-    def finish_in_parent(self) -> None:
-        close_all(self.opened)
 
     def finish_in_child(self) -> None:
         attachment, segment = self.attachment, self.attachment.segment
@@ -177,7 +174,7 @@ class _Fork:
                 segment.make_private()
                 attachment.is_seated = False
                 attachment.retire()
-                close_all(self.opened)
+                any(self.closing)
         finally:
             attachment.on_fork_in_child()
 
@@ -214,33 +211,36 @@ def _before_fork() -> None:
                 lock.freeze()
 
 
-def _after_fork_in_parent() -> None:
-    try:
-        while _forking.forks:
-            _forking.forks.pop().finish_in_parent()
-    finally:
-        _thaw()
+def _leave_to_child() -> None:
+    while _forking.forks:
+        any(_forking.forks[-1].closing)
+        _forking.forks.pop()
 
 
-def _after_fork_in_child() -> None:
-    try:
+def _adopt() -> None:
+    if not is_own_process():
         prepared = {id(fork.attachment): fork for fork in _forking.forks}
         for attachment in list(_attachments):
             prepared.get(id(attachment), _Fork(attachment)).finish_in_child()
-        _forking.forks.clear()
         adopt_process()
-    finally:
-        _thaw()
+    _forking.forks.clear()
 
 
 def _thaw() -> None:
     try:
         while _forking.frozen:
-            _forking.frozen.pop().thaw()
+            _forking.frozen[-1].thaw()
+            _forking.frozen.pop()
     finally:
         mask, _forking.mask = _forking.mask, None
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+# Signals are blocked between the hooks, but where another thread takes one its handler runs here all the same, and its exception
+# may cut a hook short even before its first line. So each comes twice, and the second finds what the first has left.
+os.register_at_fork(before=_before_fork)
+os.register_at_fork(after_in_parent=_leave_to_child, after_in_child=_adopt)
+os.register_at_fork(after_in_parent=_leave_to_child, after_in_child=_adopt)
+os.register_at_fork(after_in_parent=_thaw, after_in_child=_thaw)
+os.register_at_fork(after_in_parent=_thaw, after_in_child=_thaw)

@@ -26,6 +26,7 @@ from shmpool.layout import (
 from shmpool.lock import (
     ByteLock,
     Semaphores,
+    close_semaphores,
     open_semaphores,
     others_hold,
     unlink_semaphores,
@@ -85,38 +86,41 @@ def choose_constants(
 def create(name: str, constants: Constants) -> Seat:
     """Make a pool and join it. Raises PoolExistsError, PoolFullError; nothing is left behind then, nor by an interrupt."""
     segment = segments.create(name, constants)
+    semaphores: Semaphores = []
     try:
         segment.words[EPOCH_WORD] = seal(1, choose_origin(constants.geometry, 0))
         gate = _gate(segment)
-        return gate.run(_publish, segment, gate)
+        return gate.run(_publish, segment, gate, semaphores)
     except BaseException:
-        undo_create(segment)
+        undo_create(segment, semaphores)
         raise
 
 
-def _publish(segment: Segment, gate: ByteLock) -> Seat:
+def _publish(segment: Segment, gate: ByteLock, semaphores: Semaphores) -> Seat:
     # The row before the name, so that nobody finds the pool abandoned. Whoever attaches waits at the gate for the semaphores; if
     # this process dies before they are there, the next to attach makes them.
     row = take_row(segment, segment.fd)
     segment.link()
-    return Seat(segment, gate, row, _open_semaphores(segment))
+    return Seat(segment, gate, row, _open_semaphores(segment, semaphores))
 
 
-def undo_create(segment: Segment) -> None:
+def undo_create(segment: Segment, semaphores: Semaphores) -> None:
     """After an error or interrupt before the pool was given out: remove it if nobody else is attached by now, and close."""
     try:
         if segment.fd >= 0:
             _gate(segment).run(_remove_unused, segment)
     finally:
+        close_semaphores(semaphores)
         segment.close()
 
 
-def undo_attach(segment: Segment) -> None:
+def undo_attach(segment: Segment, semaphores: Semaphores) -> None:
     """The same for an attachment: as its process's end would."""
     if segment.constants.persistent:
+        close_semaphores(semaphores)
         segment.close()
     else:
-        undo_create(segment)
+        undo_create(segment, semaphores)
 
 
 def _remove_unused(segment: Segment) -> None:
@@ -128,10 +132,12 @@ def attach(name: str) -> Seat:
     """Join the pool of that name. Raises what `segment.attach` and `take_row` do; what is refused is left as it is."""
     for _ in range(_RACE_TRIES):
         segment = segments.attach(name)
+        semaphores: Semaphores = []
         try:
             gate = _gate(segment)
-            seat = gate.run(_join, segment, gate)
+            seat = gate.run(_join, segment, gate, semaphores)
         except BaseException:
+            close_semaphores(semaphores)
             segment.close()
             raise
         if seat is not None:
@@ -140,19 +146,19 @@ def attach(name: str) -> Seat:
     raise PoolBusyError(f"pool {name!r} came and went {_RACE_TRIES} times while it was being attached. Try again.")
 
 
-def _join(segment: Segment, gate: ByteLock) -> Seat | None:
+def _join(segment: Segment, gate: ByteLock, semaphores: Semaphores) -> Seat | None:
     if not segment.is_linked():
         return None
     is_alone = not _is_in_use(segment)
     row = take_row(segment, segment.fd)
     # A process that was killed in `reset` took all the tokens along. Each would cost whoever wants it next a wait, and this
     # process one for nearly every stripe. Where nobody else is attached nobody is inside a lock: so they are put back.
-    return Seat(segment, gate, row, _open_semaphores(segment, refill=is_alone))
+    return Seat(segment, gate, row, _open_semaphores(segment, semaphores, refill=is_alone))
 
 
-def _open_semaphores(segment: Segment, *, refill: bool = False) -> Semaphores:
+def _open_semaphores(segment: Segment, opened: Semaphores, *, refill: bool = False) -> Semaphores:
     constants = segment.constants
-    return open_semaphores(segment.pool_name, constants.pool_id, constants.geometry.stripe_count, refill=refill)
+    return open_semaphores(segment.pool_name, constants.pool_id, constants.geometry.stripe_count, opened, refill=refill)
 
 
 def leave(attachment: Attachment) -> None:

@@ -122,11 +122,9 @@ class ByteLock:
                 fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
                 return body(*args)
             finally:
-                self._unlock_byte()
-
-    def _unlock_byte(self) -> None:
-        if self._file.fd >= 0:  # else the body closed it, and so unlocked the byte
-            fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
+                # Here and not in a method: an exception could arrive on the way into it, and the byte would stay locked.
+                if self._file.fd >= 0:  # else the body closed it, and so unlocked the byte
+                    fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
 
     def is_mine(self) -> bool:
         """Whether the calling thread is inside, through this or another attachment of the process."""
@@ -258,18 +256,22 @@ def semaphore_name(pool_id: int, stripe: int) -> str:
     return f"/shmpool-{pool_id:016x}-{stripe}"
 
 
-def open_semaphores(pool_name: str, pool_id: int, count: int, *, refill: bool = False) -> Semaphores:
+def open_semaphores(
+    pool_name: str, pool_id: int, count: int, opened: Semaphores | None = None, *, refill: bool = False
+) -> Semaphores:
     """The turnstiles of a pool, made where missing. Only for the holder of the gate.
 
-    With `refill`, for who knows that nobody is inside a lock, the tokens that killed holders took along are put back.
+    They go into `opened` if that is given: a semaphore that is merely dropped stays mapped for ever, so who must not leave any
+    behind when an interrupt comes on the way back has the list already, and closes what is in it. With `refill`, for who knows
+    that nobody is inside a lock, the tokens that killed holders took along are put back.
 
     A missing or damaged one (its file too short to be mapped) is made anew: whoever still has the old one only waits less
     fairly, for the byte is what excludes. Raises PoolFullError where there is no memory for one.
     """
-    semaphores: Semaphores = []
+    semaphores: Semaphores = [] if opened is None else opened
     try:
         for stripe in range(count):
-            semaphores.append(_open_semaphore(semaphore_name(pool_id, stripe)))
+            _open_semaphore(semaphore_name(pool_id, stripe), semaphores)
             if refill and semaphores[-1].value == 0:
                 semaphores[-1].release()
     except BaseException as error:
@@ -285,7 +287,8 @@ def open_semaphores(pool_name: str, pool_id: int, count: int, *, refill: bool = 
     return semaphores
 
 
-def _open_semaphore(name: str) -> posix_ipc.Semaphore:
+def _open_semaphore(name: str, opened: Semaphores) -> None:
+    # One C call opens it and puts it into the list, as with descriptors (see segment.py).
     path = _SEM_DIR + "/sem." + name[1:]
     try:
         state = os.stat(path, follow_symlinks=False)
@@ -295,10 +298,11 @@ def _open_semaphore(name: str) -> posix_ipc.Semaphore:
         if state.st_uid != os.geteuid():
             raise PoolError(f"{path} belongs to user {state.st_uid}, not to {os.geteuid()}. It was left as it is.")
         if state.st_size == _SEM_SIZE:
-            return posix_ipc.Semaphore(name)
+            opened.extend(map(posix_ipc.Semaphore, (name,)))
+            return
         os.unlink(path)
     _make_semaphore(path)
-    return posix_ipc.Semaphore(name)
+    opened.extend(map(posix_ipc.Semaphore, (name,)))
 
 
 def _make_semaphore(path: str) -> None:

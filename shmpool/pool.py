@@ -19,6 +19,7 @@ from shmpool import lifetime
 from shmpool.errors import PoolBusyError, PoolExistsError, PoolNotFoundError
 from shmpool.inspection import Finding, PoolStats, TopicCount, count_topics, read_stats
 from shmpool.layout import TopicRef
+from shmpool.lock import Semaphores
 from shmpool.segment import Segment
 from shmpool.store import Refs, Store
 
@@ -112,12 +113,12 @@ class Pool:
         lifetime.unlink(name)
 
     @classmethod
-    def _settle(cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[Segment], None]) -> Self:
+    def _settle(cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[Segment, Semaphores], None]) -> Self:
         seat = take_seat()  # no exception of a signal handler fits between this call's return and the `try`
         try:
             return cls(Store(seat, cache_size))
         except BaseException:
-            undo(seat.segment)
+            undo(seat.segment, seat.semaphores)
             raise
 
     def __init__(self, store: Store) -> None:

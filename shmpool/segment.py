@@ -16,6 +16,7 @@ import mmap
 import os
 import re
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
 from typing import Final, NoReturn
@@ -47,14 +48,15 @@ class Segment(SharedMemory):
         self.pool_name = name
         self.constants = constants
         self.fd = -1
-        self._opened: list[int] = []
+        opened: list[int] = []
+        self._closing = closer(opened)
         # The fields that SharedMemory's own methods (buf, name, size, close, __repr__) use.
         self._name = "/" + PREFIX + name
         self._fd = -1
         self._size = constants.geometry.total_size
         try:
-            reopen(fd, self._opened)
-            self.fd = self._opened[0]
+            reopen(fd, opened)
+            self.fd = opened[0]
             self._mmap = self.data = mmap.mmap(fd, self._size)
             self._buf = memoryview(self.data)
             self.words = self._buf.cast("Q")
@@ -142,13 +144,14 @@ class Segment(SharedMemory):
 
     def _close_fd(self) -> None:
         self.fd = -1
-        close_all(self._opened)
+        any(self._closing)
 
     def replace_fd(self, opened: list[int]) -> None:
-        """Lock on another description from now on, the one in `opened`, and close the one so far."""
-        self._opened, before = opened, self._opened
-        self.fd = opened[0]
-        close_all(before)
+        """Lock on another description from now on, the one in `opened`, and close the one so far. Again is harmless."""
+        if self.fd != opened[0]:
+            self._closing, before = closer(opened), self._closing
+            self.fd = opened[0]
+            any(before)
 
     def make_private(self) -> None:
         """Turn the mapping into a copy that only this process sees, in place: whoever still holds a view of it can neither
@@ -172,6 +175,7 @@ def create(name: str, constants: Constants) -> Segment:
     """
     validate_name(name)
     opened: list[int] = []
+    closing = closer(opened)
     try:
         _open(SHM_DIR, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, opened)
         os.fchmod(opened[0], MODE)  # whatever the process's umask made of it
@@ -184,7 +188,7 @@ def create(name: str, constants: Constants) -> Segment:
             f"pool {name!r}: {SHM_DIR} has no room for one more file ({error.strerror}). Nothing was changed. Remove some there."
         ) from None
     finally:
-        any(map(os.close, opened))  # not close_all: an exception could arrive on the way into it
+        any(closing)
     try:
         segment.commit(0, constants.geometry.chunks_offset)
         page = encode(constants)
@@ -202,12 +206,13 @@ def attach(name: str) -> Segment:
     Raises PoolNotFoundError, PoolCorruptError, PoolVersionError; the file is never changed.
     """
     opened: list[int] = []
+    closing = closer(opened)
     try:
         _open_named(name, opened)
         page, size = os.pread(opened[0], PAGE_SIZE, 0), os.fstat(opened[0]).st_size
         return Segment(name, opened[0], decode(page, size, f"pool {name!r}"))
     finally:
-        any(map(os.close, opened))  # not close_all: an exception could arrive on the way into it
+        any(closing)
 
 
 def _open_named(name: str, opened: list[int]) -> None:
@@ -244,18 +249,19 @@ def reopen(fd: int, opened: list[int]) -> None:
     _open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC, opened)
 
 
-# A signal handler's exception can arrive after any call returns, and a descriptor that is a mere number then would be lost. So
-# one C call opens it and puts it into a list that a `finally` closes, by one C call as well.
+# A signal handler's exception can arrive after any call returns, and on the way into any function. A descriptor that is a mere
+# number then would be lost. So one C call opens it and puts it into a list, and one C call closes it: any() of what `closer`
+# made beforehand.
 
 
 def _open(path: str, flags: int, opened: list[int]) -> None:
     opened.extend(map(os.open, (path,), (flags,), (MODE,)))
 
 
-def close_all(opened: list[int]) -> None:
-    """Close the descriptors in a list and empty it."""
-    any(map(os.close, opened))
-    opened.clear()
+def closer(opened: list[int]) -> Iterator[None]:
+    """What closes, once it is run through, the descriptors that are in the list by then. To be run through again is harmless: it
+    has come to its end, and nobody else's descriptor of the same number is closed."""
+    return map(os.close, opened)
 
 
 def own_names() -> list[str]:

@@ -393,6 +393,7 @@ class Store:
                     self.empty_cache()
                     self.closed = "is being closed"
                 self.seat.gate.run(self._leave, 0)
+            self.segment.close()  # what an interrupted close has left of it
             self.closed = "was closed"
             self.attachment.retire()
             _stores.discard(self)

@@ -21,7 +21,7 @@ from tests.conftest import pool_files
 from tests.model import assert_sound
 from tests.unit.faults import Faults, killed_at
 from tests.unit.inside import store_of
-from tests.unit.interrupts import interrupted_at, needs_opcode_tracing
+from tests.unit.interrupts import interrupted_at
 from tests.unit.processes import Forked, in_child
 
 Names = Callable[[], str]
@@ -181,7 +181,6 @@ def test_close_killed_at_any_step_leaves_no_name_or_a_sound_pool(new_pool_name: 
 
 
 @pytest.mark.parametrize("act", ["create", "attach", "close"])
-@needs_opcode_tracing
 def test_interrupt_at_any_point_leaves_no_file(new_pool_name: Names, pool_id: int, act: str) -> None:
     def run(name: str, made: list[Pool]) -> None:
         if act == "close":

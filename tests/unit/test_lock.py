@@ -18,7 +18,7 @@ import pytest
 
 from shmpool import PoolBusyError, PoolError, lock
 from shmpool.lock import ByteLock, StripeLock, close_semaphores, open_semaphores, others_hold, try_lock, unlock
-from tests.unit.interrupts import interrupted_at, needs_opcode_tracing
+from tests.unit.interrupts import interrupted_at
 from tests.unit.processes import DEADLINE_S, Forked, in_child
 
 BYTE = 7
@@ -299,7 +299,6 @@ def strike() -> None:
 
 
 @pytest.mark.parametrize("contended", [False, True])
-@needs_opcode_tracing
 def test_an_interrupt_at_any_point_leaves_neither_the_byte_nor_a_token_behind(locks: Locks, contended: bool) -> None:
     def try_all() -> int:
         mine = locks.open()
@@ -327,7 +326,6 @@ def lose_token(locks: Locks) -> None:
     semaphore.close()
 
 
-@needs_opcode_tracing
 def test_an_uncontended_interrupt_does_not_even_cost_the_next_a_wait(locks: Locks) -> None:
     def try_all() -> None:
         mine = locks.open()
@@ -362,7 +360,6 @@ def test_reentry_from_a_handler_raises_and_the_interrupted_operation_goes_on(loc
 
 
 @pytest.mark.parametrize("kind", [ByteLock, StripeLock])
-@needs_opcode_tracing
 def test_reentry_from_a_handler_at_any_point_is_refused_or_served_and_never_hangs(locks: Locks, kind: type[ByteLock]) -> None:
     def try_all() -> int:
         mine = locks.open() if kind is StripeLock else ByteLock(locks.describe(), BYTE, "the gate")

@@ -16,7 +16,7 @@ from shmpool import Pool, PoolBusyError, PoolClosedError, StaleRefError, TopicRe
 from shmpool.hashing import make_hasher
 from tests.model import assert_sound
 from tests.unit.inside import store_of
-from tests.unit.interrupts import interrupted_at, needs_opcode_tracing
+from tests.unit.interrupts import interrupted_at
 from tests.unit.processes import DEADLINE_S, Forked, in_child
 
 Names = Callable[[], str]
@@ -60,7 +60,6 @@ def test_batches_of_threads_are_counted_exactly(pool_name: str) -> None:
         assert {topic.uses for topic in pool.top(50)} == {4 * 100 + 1}
 
 
-@needs_opcode_tracing
 def test_uses_go_to_the_right_topic_after_an_interrupt_at_any_point_of_an_insert(new_pool_name: Names) -> None:
     def strike() -> None:
         raise KeyboardInterrupt
@@ -87,7 +86,6 @@ def test_uses_go_to_the_right_topic_after_an_interrupt_at_any_point_of_an_insert
 # ---- handlers
 
 
-@needs_opcode_tracing
 def test_handler_that_interns_at_any_point_gets_the_ref_or_is_refused_and_harms_nothing(pool_name: str) -> None:
     def try_all() -> int:
         with Pool.create(pool_name, stripe_count=1) as pool:

@@ -18,7 +18,7 @@ from shmpool.layout import COUNT, INTENT, MIN_TABLE_BITS, STRIPE_WORDS, TABLE, W
 from shmpool.store import Store
 from tests.model import assert_sound
 from tests.unit.faults import Faults, install, killed_at
-from tests.unit.interrupts import interrupted_at, needs_opcode_tracing
+from tests.unit.interrupts import interrupted_at
 from tests.unit.processes import Forked, in_child
 
 NEW = b"the new value"
@@ -177,7 +177,6 @@ def strike() -> None:
     raise KeyboardInterrupt
 
 
-@needs_opcode_tracing
 def test_insert_interrupted_at_any_point_is_whole_or_undone_and_the_pool_goes_on(pool_name: str) -> None:
     def try_all() -> int:
         with Pool.create(pool_name, stripe_count=1) as pool, Pool.attach(pool_name) as other:
@@ -200,7 +199,6 @@ def test_insert_interrupted_at_any_point_is_whole_or_undone_and_the_pool_goes_on
     assert in_child(try_all) > 15
 
 
-@needs_opcode_tracing
 def test_growth_interrupted_at_any_point_loses_nothing(new_pool_name: Names) -> None:
     def try_all() -> int:
         values = some_values(FIRST_GROWTH)
