@@ -21,7 +21,8 @@ from tests.stress.damage import Mutant
 from tests.stress.image import Copy, Image
 
 MEMORY_SLACK: Final = 1 << 20  # what a few inserts, a grown table and ledgers may commit, and a damaged word must not pass
-SAMPLE: Final = 40
+SAMPLE: Final = 24
+CACHE_SIZES: Final = (1, *[4096] * 9)  # a new attachment is cold in any case; with 1 it stays so, and is slow
 T = TypeVar("T")
 
 # Outcomes, the gravest first. The first group are violations.
@@ -75,7 +76,7 @@ class Trial:
         # a file cut short under their mapping, whose missing pages trap in any program.
         veteran = None
         if not mutant.cuts_a_file and rng.random() < 0.5:
-            veteran = Pool.attach(self.copy.name, cache_size=1)
+            veteran = Pool.attach(self.copy.name, cache_size=rng.choice(CACHE_SIZES))
         try:
             self._damage(mutant)
             self._try(verdict, rng, veteran)
@@ -107,7 +108,7 @@ class Trial:
     def _try(self, verdict: Verdict, rng: random.Random, veteran: Pool | None) -> None:
         newcomers: list[Pool] = []
         with verdict.allowing("attach"):
-            newcomers.append(Pool.attach(self.copy.name, cache_size=rng.choice((1, 4096))))
+            newcomers.append(Pool.attach(self.copy.name, cache_size=rng.choice(CACHE_SIZES)))
         if not newcomers:
             verdict.settle("refused")
         if veteran is not None:

@@ -9,13 +9,14 @@ import resource
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from typing import Final, NoReturn
 
 from tests.stress.damage import Mutant, extremes_of_every_field, make_mutant
-from tests.stress.image import KINDS, Copy, Image, make_image
+from tests.stress.image import KINDS, Copy, make_image
 from tests.stress.mutants import Trial, Verdict
 
 HANG_S: Final = 60.0  # a mutant takes some hundredths of a second; on a busy machine some tenths
@@ -36,17 +37,25 @@ class Result:
 class Mutants:
     """All mutants of a seed. The first ones set every field to every extreme value, one by one; the others are random."""
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, kinds: tuple[tuple[int, int, int], ...] = KINDS) -> None:
         self.name, self.seed = name, seed
-        self.images = [make_image(f"{name}-image", seed, stripes, values) for stripes, values, _ in KINDS]
+        self.images = [make_image(f"{name}-image", seed, stripes, values) for stripes, values, _ in kinds]
+        self._weights = [weight for *_, weight in kinds]
         self.systematic = list(extremes_of_every_field(self.images[0]))
+
+    def with_ids(self, pool_ids: Sequence[int]) -> Mutants:
+        """The same, of pools with other ids."""
+        other = copy(self)
+        other.images = [image.with_id(pool_id) for image, pool_id in zip(self.images, pool_ids, strict=True)]
+        other.systematic = list(extremes_of_every_field(other.images[0]))
+        return other
 
     def make(self, number: int) -> tuple[int, Mutant]:
         """The index of the image that a mutant is made from, and the mutant."""
         if number < len(self.systematic):
             return 0, self.systematic[number]
         rng = random.Random(f"image of mutant {self.seed} {number}")
-        kind = rng.choices(range(len(KINDS)), [weight for *_, weight in KINDS])[0]
+        kind = rng.choices(range(len(self.images)), self._weights)[0]
         return kind, make_mutant(self.images[kind], self.seed, number)
 
     def try_all(self, numbers: Sequence[int], processes: int) -> Iterator[Result]:
@@ -68,10 +77,10 @@ class Child:
     """One child at a time, which tries one mutant after another; another takes over from one that has died."""
 
     def __init__(self, mutants: Mutants, numbers: Sequence[int], name: str) -> None:
-        self.mutants, self.numbers, self.name = mutants, numbers, name
+        self.mutants = mutants.with_ids([random.SystemRandom().getrandbits(64) for _ in mutants.images])
+        self.numbers, self.name = numbers, name
         self.is_running = False
         self._clock = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")  # the place in `numbers`, and since when
-        self._ids = [random.SystemRandom().getrandbits(64) for _ in mutants.images]
 
     def start(self) -> None:
         self._clock[1] = time.monotonic_ns()
@@ -88,7 +97,7 @@ class Child:
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             limit = private_memory() + MEMORY_SIZE
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-            trials = [Trial(f"{self.name}-{index}", image) for index, image in enumerate(self._images())]
+            trials = [Trial(f"{self.name}-{index}", image) for index, image in enumerate(self.mutants.images)]
             while self._clock[0] < len(self.numbers):
                 number = self.numbers[self._clock[0]]
                 kind, mutant = self.mutants.make(number)
@@ -101,9 +110,6 @@ class Child:
             there.send(None)
         finally:
             os._exit(1)
-
-    def _images(self) -> list[Image]:
-        return [image.with_id(id_) for image, id_ in zip(self.mutants.images, self._ids, strict=True)]
 
     def hear(self, *, is_ready: bool) -> Iterator[Result]:
         if not is_ready:
@@ -140,10 +146,10 @@ class Child:
             os.waitpid(self.pid, 0)
             self.here.close()
             self.is_running = False
-        for index, image in enumerate(self._images()):
-            copy = Copy(f"{self.name}-{index}", image)
-            copy.remove_semaphores()
-            copy.remove()
+        for index, image in enumerate(self.mutants.images):
+            left = Copy(f"{self.name}-{index}", image)
+            left.remove_semaphores()
+            left.remove()
 
 
 def private_memory() -> int:
