@@ -9,6 +9,7 @@ import numpy as np
 
 from shmpool.arena import Chunk, Record, read_chunk, read_value, walk
 from shmpool.attachment import is_live
+from shmpool.errors import PoolCorruptError
 from shmpool.layout import (
     ATTACHED,
     CHUNK,
@@ -23,7 +24,7 @@ from shmpool.layout import (
     WORD_SIZE,
     TopicRef,
 )
-from shmpool.ledger import Snapshot, row_word, take_snapshot
+from shmpool.ledger import Snapshot, ledger_size, row_word, take_snapshot
 from shmpool.segment import Segment
 from shmpool.stripe import Stripes
 from shmpool.table import find_slot, make_slot, read_table
@@ -151,8 +152,8 @@ def _counters(values: "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]") -> Cou
     return Counters(**dict(zip(COUNTERS, map(int, values), strict=True)))
 
 
-def count_topics(stripes: Stripes, k: int) -> list[TopicCount]:
-    """The k most used topics, most used first, ties in order of their refs."""
+def count_topics(stripes: Stripes, k: int, hash_value: Callable[[bytes], int]) -> list[TopicCount]:
+    """The k most used topics, most used first, ties in order of their refs. Raises PoolCorruptError for a damaged value."""
     segment, stripe_count = stripes.segment, stripes.geometry.stripe_count
     uses = take_snapshot(segment, with_uses=True).uses
 
@@ -160,8 +161,17 @@ def count_topics(stripes: Stripes, k: int) -> list[TopicCount]:
         column = record.ordinal * stripe_count + stripes.geometry.stripe_of(record.hash)
         return int(uses[column]) if column < len(uses) else 0
 
-    best = heapq.nsmallest(k, ((-used(record), record.offset, record) for record in stripes.records()))
-    return [TopicCount(TopicRef(stripes.origin + offset), read_value(segment, record), -count) for count, offset, record in best]
+    found = []
+    for count, offset, record in heapq.nsmallest(k, ((-used(record), record.offset, record) for record in stripes.records())):
+        value = read_value(segment, record)
+        if hash_value(value) != record.hash:
+            raise PoolCorruptError(
+                f"pool {segment.pool_name!r}: the value at arena offset {offset} is damaged (its hash does not match). Nothing "
+                "was changed. Run Pool.check(), and make the pool anew."
+            )
+        if stripes.points_at(record):
+            found.append(TopicCount(TopicRef(stripes.origin + offset), value, -count))
+    return found
 
 
 def check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> list[Finding]:
@@ -209,6 +219,8 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
             if value in values:
                 yield Finding(f"the same value stands at arena offset {values[value]}", at, anew)
             values[value] = record.offset
+            if record.generation:
+                yield Finding(f"generation {record.generation}, where nothing is ever evicted", at, anew)
             slot = make_slot(record.hash, record.offset)
             if find_slot(segment.words, table_word, (1 << bits) - 1, slot, record.hash) is None:
                 yield Finding("no slot on the probe path points at the record", at, anew)
@@ -220,6 +232,18 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
         yield Finding("a slot points where no record is", f"{where}, arena offset {offset}", anew)
     if count != len(walked):
         yield Finding(f"counts {count} records and has {len(walked)}", where, anew)
+
+
+def check_rows(segment: Segment) -> list[Finding]:
+    """Process rows whose counts cannot be read. No topic hangs on them. Empty means sound."""
+    findings = []
+    for row in range(-1, segment.constants.geometry.process_count):
+        try:
+            ledger_size(segment, row)
+        except PoolCorruptError as error:
+            where = "the totals" if row < 0 else f"process row {row}"
+            findings.append(Finding(str(error), where, "Topics and refs are not affected; counts are. Make the pool anew."))
+    return findings
 
 
 def check_chunks(stripes: Stripes) -> list[Finding]:

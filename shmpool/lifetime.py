@@ -14,14 +14,12 @@ from shmpool.attachment import Attachment, take_row
 from shmpool.errors import PoolBusyError, PoolError
 from shmpool.header import Constants
 from shmpool.layout import (
-    EPOCH_WORD,
     GATE_BYTE,
     MAX_ARENA_SIZE,
     MAX_EPOCH,
     MIN_ORIGIN,
     PROCESS_BYTES,
     Geometry,
-    seal,
 )
 from shmpool.lock import (
     ByteLock,
@@ -88,7 +86,7 @@ def create(name: str, constants: Constants) -> Seat:
     segment = segments.create(name, constants)
     semaphores: Semaphores = []
     try:
-        segment.words[EPOCH_WORD] = seal(1, choose_origin(constants.geometry, 0))
+        segment.write_epoch(1, choose_origin(constants.geometry, 0))
         gate = _gate(segment)
         return gate.run(_publish, segment, gate, semaphores)
     except BaseException:
@@ -221,11 +219,11 @@ def reset(attachment: Attachment) -> None:
             f"pool {segment.pool_name!r}: others are attached, and their refs would become invalid. Nothing was changed. Close "
             "them first."
         )
-    epoch, origin = segment.read_sealed(EPOCH_WORD, "the epoch word")
+    epoch, origin = segment.read_epoch()
     epoch += 1
     if epoch > MAX_EPOCH:
         raise PoolError(f"pool {segment.pool_name!r} was reset {epoch - 2} times, the most there can be. Make it anew.")
-    segment.words[EPOCH_WORD] = seal(epoch, choose_origin(segment.constants.geometry, origin))
+    segment.write_epoch(epoch, choose_origin(segment.constants.geometry, origin))
     attachment.forget_ledger()
 
 

@@ -21,6 +21,7 @@ import mmap
 import os
 import re
 import signal
+import stat
 import struct
 import threading
 import weakref
@@ -297,10 +298,13 @@ def _open_semaphore(name: str, opened: Semaphores) -> None:
     else:
         if state.st_uid != os.geteuid():
             raise PoolError(f"{path} belongs to user {state.st_uid}, not to {os.geteuid()}. It was left as it is.")
-        if state.st_size == _SEM_SIZE:
+        if stat.S_ISREG(state.st_mode) and state.st_size == _SEM_SIZE:
             opened.extend(map(posix_ipc.Semaphore, (name,)))
             return
-        os.unlink(path)
+        try:
+            os.unlink(path)
+        except IsADirectoryError:
+            raise PoolError(f"{path} is a directory and no semaphore. It was left as it is; remove it.") from None
     _make_semaphore(path)
     opened.extend(map(posix_ipc.Semaphore, (name,)))
 
@@ -342,9 +346,12 @@ def close_semaphores(semaphores: Semaphores) -> None:
 
 
 def unlink_semaphores(pool_id: int, count: int) -> None:
-    """Remove a pool's turnstiles, those that there are. Only for the holder of the gate, before the pool's name goes."""
+    """Remove a pool's turnstiles, those that there are. Only for the holder of the gate, before the pool's name goes.
+
+    What is somebody else's under such a name, another user's file or a directory, is left.
+    """
     for stripe in range(count):
         try:
             posix_ipc.unlink_semaphore(semaphore_name(pool_id, stripe))
-        except posix_ipc.ExistentialError:
+        except (posix_ipc.ExistentialError, posix_ipc.PermissionsError, IsADirectoryError):
             continue

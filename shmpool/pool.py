@@ -16,8 +16,8 @@ from typing import Any, Final, NoReturn, Self
 import numpy as np
 
 from shmpool import lifetime
-from shmpool.errors import PoolBusyError, PoolExistsError, PoolNotFoundError
-from shmpool.inspection import Finding, PoolStats, TopicCount, count_topics, read_stats
+from shmpool.errors import PoolBusyError, PoolCorruptError, PoolExistsError, PoolNotFoundError
+from shmpool.inspection import Finding, PoolStats, TopicCount, read_stats
 from shmpool.layout import TopicRef
 from shmpool.lock import Semaphores
 from shmpool.segment import Segment
@@ -113,7 +113,9 @@ class Pool:
         lifetime.unlink(name)
 
     @classmethod
-    def _settle(cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[Segment, Semaphores], None]) -> Self:
+    def _settle(
+        cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[Segment, Semaphores], None]
+    ) -> Self:
         seat = take_seat()  # no exception of a signal handler fits between this call's return and the `try`
         try:
             return cls(Store(seat, cache_size))
@@ -236,7 +238,13 @@ class Pool:
     def __len__(self) -> int:
         """Topics in the pool, by all processes."""
         self._store.check_open()
-        return self._store.stripes.total()
+        count = self._store.stripes.total()
+        if count > self.constants.geometry.ordinal_count:  # len() would answer a damaged count with an OverflowError
+            raise PoolCorruptError(
+                f"pool {self.name!r}: counts {count} topics, more than it can hold. Nothing was changed. Run Pool.check(), and "
+                "make the pool anew."
+            )
+        return count
 
     def __iter__(self) -> Iterator[tuple[TopicRef, bytes]]:
         """Each topic's ref and value, in no particular order; of those inserted meanwhile some, none or all."""
@@ -281,7 +289,7 @@ class Pool:
         if by != "uses":
             raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; this pool never evicts and counts only 'uses'")
         self._store.flush()
-        return count_topics(self._store.stripes, k)
+        return self._store.top(k)
 
     def check(self) -> list[Finding]:
         """Everything in the segment that contradicts something else; empty means sound. Locks one stripe at a time."""

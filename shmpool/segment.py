@@ -22,8 +22,9 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import Final, NoReturn
 
 from shmpool.errors import PoolCorruptError, PoolError, PoolExistsError, PoolFullError, PoolNotFoundError
+from shmpool.hashing import make_hasher
 from shmpool.header import Constants, decode, encode
-from shmpool.layout import MAGIC, PAGE_SIZE, unseal
+from shmpool.layout import EPOCH_CHECKS_WORD, EPOCH_WORD, MAGIC, PAGE_SIZE, WORD_SIZE, seal, unseal
 
 SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "shmpool."
@@ -98,10 +99,29 @@ class Segment(SharedMemory):
         state = self.words[word]
         content = unseal(state)
         if content is None:
-            raise PoolCorruptError(
-                f"pool {self.pool_name!r}: {what} is damaged ({state:#018x}). Nothing was changed. Make the pool anew."
-            )
+            self._raise_damaged(what, state)
         return content
+
+    def _raise_damaged(self, what: str, state: int) -> NoReturn:
+        raise PoolCorruptError(
+            f"pool {self.pool_name!r}: {what} is damaged ({state:#018x}). Nothing was changed. Make the pool anew."
+        )
+
+    def read_epoch(self) -> tuple[int, int]:
+        """1 + the count of resets, and the origin of refs. Raises PoolCorruptError unless they are what was written."""
+        epoch, origin = self.read_sealed(EPOCH_WORD, "the epoch word")
+        if self.words[EPOCH_CHECKS_WORD + epoch % 2] != self._check_of(self.words[EPOCH_WORD]):
+            self._raise_damaged("the epoch word", self.words[EPOCH_WORD])
+        return epoch, origin
+
+    def write_epoch(self, epoch: int, origin: int) -> None:
+        """Commit a new epoch by one store; the check that it needs was stored before, and the one before it keeps its own."""
+        word = seal(epoch, origin)
+        self.words[EPOCH_CHECKS_WORD + epoch % 2] = self._check_of(word)
+        self.words[EPOCH_WORD] = word
+
+    def _check_of(self, word: int) -> int:
+        return make_hasher(self.constants.hash_key)(word.to_bytes(WORD_SIZE, "little"))
 
     def link(self) -> None:
         """Give the finished segment its name. Raises PoolExistsError where the name is taken, whoever took it."""

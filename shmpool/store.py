@@ -25,7 +25,7 @@ from shmpool.attachment import Attachment
 from shmpool.cache import Cache
 from shmpool.errors import PoolClosedError, PoolCorruptError, PoolError, PoolFullError, StaleRefError
 from shmpool.hashing import make_hasher
-from shmpool.inspection import Finding, check_chunks, check_stripe
+from shmpool.inspection import Finding, TopicCount, check_chunks, check_rows, check_stripe, count_topics
 from shmpool.layout import FIRST_COUNTER, GROW_BYTE, RECORD_SIZE, STRIPE_BYTES, TopicRef
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, StripeLock, close_semaphores, is_own_process
@@ -262,7 +262,8 @@ class Store:
             value = read_value(self.segment, record)
             if self._hash(value) != record.hash:
                 raise self._damaged(origin + record.offset)
-            yield TopicRef(origin + record.offset), value
+            if self.stripes.points_at(record):  # else whole, but where no insert put it
+                yield TopicRef(origin + record.offset), value
 
     # ---- counting
 
@@ -342,16 +343,21 @@ class Store:
 
     # ---- the whole pool
 
+    def top(self, k: int) -> list[TopicCount]:
+        """The k topics most used by all processes, as of each one's last flush."""
+        return count_topics(self.stripes, k, self._hash)
+
     def check(self) -> list[Finding]:
         """Everything that contradicts something else; empty means sound. Locks one stripe at a time."""
         findings = [
             finding for stripe, lock in enumerate(self.locks) for finding in lock.run(self._recover_and_check, stripe)
         ]
-        return findings + check_chunks(self.stripes)
+        return findings + check_chunks(self.stripes) + check_rows(self.segment)
 
     def _recover_and_check(self, stripe: int) -> list[Finding]:
         try:
             if not self.stripes.is_started(stripe):
+                self.stripes.refuse_unstarted_owner(stripe)
                 return []
             self.stripes.recover(stripe)
             return check_stripe(self.stripes, stripe, self._hash)

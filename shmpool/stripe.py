@@ -33,7 +33,6 @@ from shmpool.layout import (
     CHUNK_OWNER_MASK,
     CHUNK_USED_SHIFT,
     COUNT,
-    EPOCH_WORD,
     GROWTHS,
     INTENT,
     INTENT_INSERT,
@@ -97,7 +96,7 @@ class Stripes:
 
     def refresh(self) -> None:
         """Read the epoch, after attaching and after a reset. It cannot change otherwise: a reset needs the pool to itself."""
-        self.epoch, self.origin = self.segment.read_sealed(EPOCH_WORD, "the epoch word")
+        self.epoch, self.origin = self.segment.read_epoch()
         if self.engine:
             self.engine.epoch = self.epoch
         self._tables = [_EMPTY] * self.geometry.stripe_count
@@ -169,6 +168,8 @@ class Stripes:
         if content is None:
             raise self._corrupt(f"stripe {stripe}: its table word {state:#018x} is damaged")
         epoch, place = content
+        if epoch > self.epoch:
+            raise self._corrupt(f"stripe {stripe}: its table word is of epoch {epoch}, and the pool's is {self.epoch}")
         if epoch != self.epoch:
             return _EMPTY  # untouched since the pool was made or reset
         bits, region = place & 0xFF, place >> 8
@@ -309,9 +310,9 @@ class Stripes:
     ) -> None:
         """Write records from `start` to `used` of a chunk, then their slots one by one, each of which commits its record."""
         words = self.segment.words
-        place = chunk * self._chunk_size + start
-        if words[(self._arena_offset + place) // WORD_SIZE + 1] >= META_LIVE and self.points_at(read_record(self.segment, place)):
-            raise self._corrupt(f"arena offset {place} should be free and holds a record")
+        place, size = chunk * self._chunk_size + start, used - start
+        if self.segment.data[self._arena_offset + place : self._arena_offset + place + size] != bytes(size):
+            self._refuse_taken(place, size)
         words[row + INTENT] = INTENT_INSERT << INTENT_SHIFT | place
         self.segment.data[self._arena_offset + place : self._arena_offset + place + used - start] = b"".join(records)
         for index, slot in slots.items():
@@ -320,6 +321,15 @@ class Stripes:
         words[row + COUNT] = count
         words[row + INTENT] = 0
         self.inserts += len(slots)
+
+    def _refuse_taken(self, place: int, size: int) -> None:
+        """Free space is zero, or what a killed insert or a reset left there. A record in it means that the chunk is used further
+        than it says, and to write there would give that record's ref to another value."""
+        words, word = self.segment.words, (self._arena_offset + place) // WORD_SIZE
+        for offset in range(place, min(place + size, self.limit() - RECORD_SIZE + 1), 8):
+            if words[word + 1] >= META_LIVE and self.points_at(read_record(self.segment, offset)):
+                raise self._corrupt(f"arena offset {offset} should be free and holds a record")
+            word += 1
 
     def _search_again(self, table: Table, hash_: int, value: bytes, taken: dict[int, int]) -> int:
         """~offset of a value that was inserted meanwhile, or the index of a free slot for it that is not taken by a batch."""
@@ -363,13 +373,20 @@ class Stripes:
         self.segment.words[row + GROWTHS] += 1
         return self.table(stripe)
 
+    def refuse_unstarted_owner(self, stripe: int) -> None:
+        """For a stripe without a table: only one with a table takes chunks, so if it has some, its table word was lost. To start
+        it over would lose the table too."""
+        chunks = range(self.limit() // self._chunk_size)
+        if any(read_chunk(self.segment, chunk, self.epoch).owner == stripe for chunk in chunks):
+            raise self._corrupt(f"stripe {stripe}: it has chunks of the arena and no table")
+
     def _used_of(self, stripe: int, chunk: int) -> int:
         """How much of a chunk is used; raises PoolCorruptError unless the stripe owns it."""
         words = self.segment.words
         if chunk * self._chunk_size < self.limit():
             # Beyond an honest word's owner and epoch there is nothing left but the bytes used.
             state = words[self._chunks_word + chunk] - (self.epoch << CHUNK_EPOCH_SHIFT | (stripe + 1))
-            if 0 <= state <= self._chunk_size << CHUNK_USED_SHIFT and not state & CHUNK_OWNER_MASK:
+            if 0 <= state <= self._chunk_size << CHUNK_USED_SHIFT and not state & (7 << CHUNK_USED_SHIFT | CHUNK_OWNER_MASK):
                 return int(state >> CHUNK_USED_SHIFT)
         raise self._corrupt(f"stripe {stripe}: its chunk {chunk} is not its own")
 
@@ -385,6 +402,8 @@ class Stripes:
             )
         self.segment.commit((self._chunks_word + chunk) * WORD_SIZE, WORD_SIZE)
         self.segment.commit(geometry.arena_offset + limit, geometry.chunk_size)
+        if read_chunk(self.segment, chunk, self.epoch).used:  # an owner without records is a taker that died here
+            raise self._corrupt(f"its arena's limit is {limit}, and chunk {chunk} beyond it is in use")
         row = self._stripes_word + stripe * STRIPE_WORDS
         words[row + INTENT] = INTENT_TAKE_CHUNK << INTENT_SHIFT | chunk
         words[self._chunks_word + chunk] = make_chunk(0, stripe, self.epoch)
@@ -416,6 +435,7 @@ class Stripes:
 
     def _start(self, stripe: int) -> None:
         """Make the stripe empty; may die anywhere and be run again, for the table word comes last."""
+        self.refuse_unstarted_owner(stripe)
         row = self._stripes_word + stripe * STRIPE_WORDS
         start = self.geometry.table_offset(stripe, 0, MIN_TABLE_BITS)
         size = WORD_SIZE << MIN_TABLE_BITS
@@ -487,6 +507,8 @@ class Stripes:
 
     def _read_limit(self, state: int) -> int:
         epoch, limit = self.segment.read_sealed(ARENA_LIMIT_WORD, "the arena's limit")
+        if epoch > self.epoch:
+            raise self._corrupt(f"its arena's limit is of epoch {epoch}, and the pool's is {self.epoch}")
         if epoch != self.epoch:
             limit = 0  # from before a reset: nothing is taken
         if limit > self.geometry.arena_size or limit % self._chunk_size:
