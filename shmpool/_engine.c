@@ -108,7 +108,7 @@ static bool locate(const Engine *self, const uint64_t *words, uint64_t stripe, T
     uint64_t epoch, place;
     table->state = load(words + self->stripes_word + stripe * STRIPE_WORDS + TABLE);
     table->slot_count = 0;
-    if (!unseal(table->state, &epoch, &place)) return false;
+    if (!unseal(table->state, &epoch, &place) || epoch > self->epoch) return false;
     if (epoch != self->epoch) return true;
     uint64_t bits = place & 0xFF, region = place >> 8;
     if (bits < self->min_table_bits || bits > self->max_table_bits || region > 1) return false;
@@ -122,7 +122,7 @@ static bool locate(const Engine *self, const uint64_t *words, uint64_t stripe, T
 static bool read_limit(const Engine *self, const uint64_t *words, uint64_t *limit)
 {
     uint64_t epoch;
-    if (!unseal(load(words + ARENA_LIMIT_WORD), &epoch, limit)) return false;
+    if (!unseal(load(words + ARENA_LIMIT_WORD), &epoch, limit) || epoch > self->epoch) return false;
     if (epoch != self->epoch) *limit = 0;
     return *limit <= self->arena_size && *limit % self->chunk_size == 0;
 }
@@ -189,6 +189,16 @@ static bool points_at(const Engine *self, const uint64_t *words, uint64_t hash, 
     return false;
 }
 
+/* Whether some record lies in space that should be free: then the chunk is used further than it says. */
+static bool holds_record(const Engine *self, const uint64_t *words, uint64_t offset, uint64_t size, uint64_t limit)
+{
+    for (uint64_t end = offset + size; offset < end && offset + RECORD_SIZE <= limit; offset += 8) {
+        const uint64_t *record = words + self->arena_word + offset / 8;
+        if (record[1] & META_LIVE && points_at(self, words, record[0], offset)) return true;
+    }
+    return false;
+}
+
 /* The offset of the value's record; where one was inserted, ~offset. `place` of the chunk and its free bytes are what
  * `_end_of_records` of stripe.py reads, with the same checks. */
 static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const char *value, uint64_t size, bool may_insert)
@@ -210,7 +220,7 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
         || taken > self->chunk_size - used)
         return ODD;
     uint64_t offset = chunk * self->chunk_size + used, *record = words + self->arena_word + offset / 8;
-    if (record[1] & META_LIVE && points_at(self, words, record[0], offset)) return ODD; /* should be free and holds a record */
+    if (holds_record(self, words, offset, taken, limit)) return ODD;
     store(row + INTENT, (uint64_t)INTENT_INSERT << INTENT_SHIFT | offset);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* plain stores below stay below; all later words are stored with release */
     store(record, hash);
