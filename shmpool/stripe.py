@@ -232,7 +232,7 @@ class Stripes:
         offsets: list[int] = []
         last = self.inserts + room
         while True:
-            found = self.engine.insert_many(items, min(last - self.inserts, len(items)))
+            found = self.engine.insert_many(items, min(max(last - self.inserts, 0), len(items)))
             self.inserts += sum(map((0).__gt__, found))
             offsets += map(max, found, map(invert, found))
             if len(found) == len(items):
