@@ -41,6 +41,7 @@ SUMS: Final = (
 )
 LABELS: Final = {
     "kills": "processes killed",
+    "kills_compiled": "... that had the compiled engine (the others: plain Python)",
     "kills_inside": "... inside an operation",
     "kills_seen": "... that stood still, so that their locks could be seen",
     "kills_holding": "... ... holding a stripe's lock",
