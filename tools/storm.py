@@ -41,6 +41,7 @@ SUMS: Final = (
 )
 LABELS: Final = {
     "kills": "processes killed",
+    "kills_compiled": "... that had the compiled engine (the others: plain Python)",
     "kills_inside": "... inside an operation",
     "kills_seen": "... that stood still, so that their locks could be seen",
     "kills_holding": "... ... holding a stripe's lock",
@@ -123,7 +124,7 @@ def main() -> int:
     figures, status = Figures(), 0
     start = time.monotonic()
     try:
-        with Reporter(options.kills) as reporter:
+        with Reporter(options.kills, options.seed) as reporter:
             rage(options, figures, reporter)
     except KeyboardInterrupt:
         status = 130
@@ -152,7 +153,8 @@ def rage(options: argparse.Namespace, figures: Figures, reporter: Reporter) -> N
 class Reporter:
     """Progress: a bar with live figures on a terminal, a line each round elsewhere. On stderr: stdout is for the figures."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, seed: int) -> None:
+        self._seed = seed
         console = Console(stderr=True)
         self._total, self._done = total, 0
         self._bar: Progress | None = None
@@ -164,6 +166,7 @@ class Reporter:
             self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> Self:
+        print(f"seed {self._seed}", file=sys.stderr, flush=True)  # now: a storm that ends badly is to be repeated
         if self._bar:
             self._bar.start()
         return self

@@ -1,7 +1,7 @@
 """Six ways of building the pool wrongly, which the storms must be able to tell from the right one.
 
 Each function breaks shmpool in the process that calls it: one of a storm's, never its leader, which judges. This module alone
-knows which of the pool's parts are replaced; it needs the engine in plain Python.
+knows which of the pool's parts are replaced. They are those of plain Python, so the storm must attach with that engine.
 """
 
 from __future__ import annotations

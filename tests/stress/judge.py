@@ -16,6 +16,7 @@ from tests.stress.traces import ALSO, INTERNED, Acks
 Spans = list[tuple[int, int]]
 
 NOTES: Final = 20
+SAMPLE: Final = 5000
 KINDS: Final = ("lost", "duplicate", "corrupt", "blocked", "ended")
 
 
@@ -91,8 +92,8 @@ def check_identity(acks: Acks, verdict: Verdict) -> dict[int, int]:
 
 
 def check_refs(pool: Pool, refs: dict[int, int], verdict: Verdict) -> None:
-    """Each value is found by its bytes and by its ref."""
-    for number, ref in refs.items():
+    """Values are found by their bytes and by their refs: all, or an even sample of many (whose bytes have been read above)."""
+    for number, ref in list(refs.items())[:: 1 + len(refs) // SAMPLE]:
         value = value_of(number)
         try:
             if pool.lookup(value) != ref:

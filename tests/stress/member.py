@@ -9,9 +9,24 @@ import time
 from select import select
 from typing import TYPE_CHECKING
 
-from shmpool import Pool, TopicRef
+from shmpool import Pool, TopicRef, engine
 from tests.stress.dawdle import dawdle
-from tests.stress.traces import ALSO, ATTACH, ATTACHED, ATTACHES, DONE, FORKS, INSERT, INTERNED, SINCE, TAKEOVERS, WAITS, make_ack
+from tests.stress.traces import (
+    ALSO,
+    ATTACH,
+    ATTACHED,
+    ATTACHES,
+    COMPILED,
+    DONE,
+    FORKS,
+    INSERT,
+    INTERNED,
+    REST,
+    SINCE,
+    TAKEOVERS,
+    WAITS,
+    make_ack,
+)
 from tests.unit.inside import store_of
 
 if TYPE_CHECKING:
@@ -19,6 +34,8 @@ if TYPE_CHECKING:
 
 BATCH = 48
 REMEMBERED = 32
+# What a process attaches with is one of these. Most that start are forked from their leader, with the engine that it has.
+ENGINES = ("python", "python", "compiled") if engine.ENGINE == "compiled" else ("python",)
 NUMBERS = 1 << 32  # of values
 
 
@@ -54,26 +71,35 @@ class Member:
         self.pool = pool
         self.cell = self.storm.traces.cell(os.getpid())
         self.cell[SINCE] = 0
+        self.cell[COMPILED] = store_of(pool).stripes.engine is not None
         self._before = self.cell[TAKEOVERS], self.cell[WAITS]  # through earlier attachments
 
-    def attach_afresh(self) -> None:
-        """Leave and come back, or the other way round: then this process is attached twice for a while."""
+    def attach_afresh(self, kind: str | None = None) -> None:
+        """Leave and come back, or the other way round: then this process is attached twice for a while. With a kind of engine,
+        or the one that this process uses anyway."""
         before, name = self.pool, store_of(self.pool).name
         self.cell[SINCE] = began = time.monotonic_ns()
         if self.rng.random() < 0.5:
             before.close()
+        engine.ENGINE = kind or engine.ENGINE
         pool = Pool.attach(name, cache_size=self.rng.choice((16, 16, 512)))
         before.close()
         self.use(pool)
         self.cell[ATTACHES] += 1
         self._end([make_ack(os.getpid(), 0, 0, began, time.monotonic_ns(), ATTACHED)])
 
+    def begin(self) -> None:
+        """Insert under every lock, most likely: whoever waits for a dead process does so here. Then say so."""
+        frontier = len(self.pool)
+        self.intern(self.rng.sample(range(frontier, frontier + BATCH), 16))
+        self.storm.announce()
+
     def live(self) -> None:
         """Until killed, or until whoever leads the storm has ended."""
         while not select([self.storm.led], [], [], 0)[0]:
             self.act(2 if self.storm.traces.mode == ATTACH else 20)
             if self.storm.traces.mode == ATTACH or self.rng.random() < 0.05:
-                self.attach_afresh()
+                self.attach_afresh(self.rng.choice(ENGINES))
             if self.storm.may_fork():
                 self.fork()
             self._reap()
@@ -86,8 +112,7 @@ class Member:
             self.storm.traces.register()
             self.rng = random.Random(seed)
             self.use(self.pool)
-            self.act(4)
-            self.storm.announce()
+            self.begin()
 
     def _reap(self) -> None:
         try:
@@ -106,18 +131,18 @@ class Member:
         if frontier < self._least:
             raise BrokenPromiseError(f"the pool held {self._least} topics, and now {frontier}")
         self._least = frontier
-        is_target = self.storm.traces.mode == INSERT
-        dawdle(on=is_target)
-        choice = 0.0 if is_target else rng.random()
-        if choice < 0.2:  # what nobody has: every one of them takes a lock
+        mode = self.storm.traces.mode
+        dawdle(on=mode == INSERT)
+        choice = {INSERT: 0.0, REST: 1.0}.get(mode, rng.random())
+        if choice < 0.1:  # what nobody has: every one of them takes a lock
             self.intern([rng.randrange(1 << 20, NUMBERS) for _ in range(BATCH)])
-        elif choice < 0.5:  # a few numbers around how many there are: everybody wants the same ones, and most are new
+        elif choice < 0.35:  # a few numbers around how many there are: everybody wants the same ones, and most are new
             self.intern(rng.sample(range(max(frontier - 4, 0), frontier + BATCH), rng.randrange(1, 16)))
-        elif choice < 0.6:
+        elif choice < 0.45:
             self.intern_batch(rng.sample(range(max(frontier - 4, 0), frontier + BATCH), rng.randrange(2, BATCH)))
-        elif choice < 0.7:
+        elif choice < 0.55:
             self.intern([rng.randrange(frontier + 1) for _ in range(4)])
-        elif choice < 0.8:
+        elif choice < 0.65:
             self._look_again()
         else:
             time.sleep(rng.uniform(0, 0.002))

@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import Final, NoReturn, Self
 
 from shmpool import Pool
-from tests.stress.member import Member, ignore_interrupts
+from tests.stress.member import ENGINES, Member, ignore_interrupts
 from tests.stress.sight import Sight, look_at, state_of
-from tests.stress.traces import DONE, FORKS, SINCE, Traces
+from tests.stress.traces import COMPILED, DONE, FORKS, SINCE, Traces
 
 PATIENCE_S: Final = 60.0  # against hanging; nothing here takes a hundredth of it
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -51,6 +51,7 @@ class Kills:
     writing: int = 0
     growing: int = 0
     gate: int = 0
+    compiled: int = 0  # of all, those with the compiled engine
 
 
 @dataclass
@@ -88,7 +89,7 @@ class Storm:
     # ---- processes come
 
     def start(self, body: Body = Member.live, *, afresh: bool = False) -> int:
-        """Fork a process, which acts a little, under every lock most likely, announces itself and runs `body`."""
+        """Fork a process, which inserts a little, announces itself and runs `body`."""
         seed = self.rng.getrandbits(32)
         pid = os.fork()
         if pid == 0:
@@ -130,13 +131,13 @@ class Storm:
             ignore_interrupts()
             os.close(self._lead)
             self.traces.register()
+            member = Member(self, self.pool, random.Random(seed))
             if self.sabotage:
                 self.sabotage()
-            member = Member(self, self.pool, random.Random(seed))
-            if afresh or self.sabotage:
-                member.attach_afresh()
-            member.act(4)
-            self.announce()
+                member.attach_afresh("python")
+            elif afresh:
+                member.attach_afresh(member.rng.choice(ENGINES))
+            member.begin()
             body(member)
             status = 0
         except BaseException:  # noqa: BLE001 - it goes to the leader
@@ -165,6 +166,7 @@ class Storm:
         self._kill(pid)
         self.kills.total += 1
         self.kills.inside += self.traces.cell(pid)[SINCE] != 0
+        self.kills.compiled += self.traces.cell(pid)[COMPILED]
 
     def _kill(self, pid: int) -> None:
         fd = self.members.pop(pid)

@@ -32,8 +32,8 @@ make_ack: Final = Struct("<6Q16x").pack
 INTERNED, ALSO, ATTACHED = range(3)  # kinds; ALSO is what a batch interned beside its first
 
 CELL_WORDS = 8  # a cache line for each process, so that they do not slow each other down
-SINCE, DONE, FORKS, ATTACHES, TAKEOVERS, WAITS = range(6)
-CALM, INSERT, ATTACH = range(3)  # what all are to do
+SINCE, DONE, FORKS, ATTACHES, TAKEOVERS, WAITS, COMPILED = range(7)
+CALM, INSERT, ATTACH, REST = range(4)  # what all are to do
 
 
 Acks = NDArray[np.void]
