@@ -54,11 +54,11 @@ def open_when_told(name: str, connection: Connection) -> None:
 
 
 def assert_whole(files: OwnFiles, pool_id: int, ref: int) -> None:
-    """The name leads to that very pool, and its semaphores are there."""
+    """The name leads to that very pool, and its semaphores are there (attaching would make anew those that are not)."""
+    assert len(files.now()) == FILES
     with Pool.attach(files.prefix) as pool:
         assert pool.constants.pool_id == pool_id
         assert_sound(pool, {b"x": ref})
-    assert len(files.now()) == FILES
 
 
 def test_gc_at_any_step_of_a_create_takes_nothing_from_it(files: OwnFiles) -> None:
@@ -95,7 +95,7 @@ def test_gc_at_any_step_of_an_attach_leaves_it_a_whole_pool(files: OwnFiles) -> 
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_gc_stopped_at_any_step_leaves_who_opens_the_pool_meanwhile_a_whole_one(files: OwnFiles, is_there: bool) -> None:
-    for step in count(1):
+    for step in count(1, 2):
         if is_there:
             abandon(files.prefix)
         with Tracee(lambda _: gc()) as collector, Forked(partial(open_when_told, files.prefix)) as opener:
