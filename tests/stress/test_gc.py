@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
@@ -15,7 +13,7 @@ import pytest
 from shmpool import Pool, gc
 from tests.model import assert_sound
 from tests.stress.tracing import Tracee, Tracer, needs_tracing
-from tests.unit.own_files import OwnFiles, own_files
+from tests.unit.own_files import OwnFiles, abandon, own_files
 from tests.unit.processes import Forked
 
 pytestmark = needs_tracing
@@ -28,16 +26,6 @@ FILES = 1 + 2
 def files(pool_name: str) -> Iterator[OwnFiles]:
     with own_files(pool_name) as own:
         yield own
-
-
-def abandon(name: str) -> None:
-    def create_and_die(_: Connection) -> None:
-        pool = Pool.create(name, **OPTIONS)
-        pool.intern(b"x")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with Forked(create_and_die) as child:
-        child.wait()
 
 
 def open_and_say(name: str, kept: list[Pool], connection: Connection) -> None:
@@ -78,7 +66,7 @@ def test_gc_at_any_step_of_an_attach_leaves_it_a_whole_pool(files: OwnFiles) -> 
     removed = 0
     for step in count(1):
         kept: list[Pool] = []
-        abandon(files.prefix)
+        abandon(files.prefix, **OPTIONS)
         with Tracee(partial(open_and_say, files.prefix, kept)) as child:
             tracer = Tracer(child)
             while tracer.advance():
@@ -97,7 +85,7 @@ def test_gc_at_any_step_of_an_attach_leaves_it_a_whole_pool(files: OwnFiles) -> 
 def test_gc_stopped_at_any_step_leaves_who_opens_the_pool_meanwhile_a_whole_one(files: OwnFiles, is_there: bool) -> None:
     for step in count(1, 2):
         if is_there:
-            abandon(files.prefix)
+            abandon(files.prefix, **OPTIONS)
         with Tracee(lambda _: gc()) as collector, Forked(partial(open_when_told, files.prefix)) as opener:
             tracer = Tracer(collector)
             going = True
