@@ -199,14 +199,14 @@ class KillPoints:
 
 
 @contextmanager
-def deadline() -> Iterator[None]:
+def deadline(seconds: float = DEADLINE_S) -> Iterator[None]:
     """Raises TimeoutError where this process waits for a lock for ever: a signal's handler can, for no wait masks it for good."""
 
     def give_up(*_: object) -> None:
-        raise TimeoutError(f"the survivor was blocked for {DEADLINE_S} s")
+        raise TimeoutError(f"blocked for {seconds} s")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.setitimer(signal.ITIMER_REAL, DEADLINE_S)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:

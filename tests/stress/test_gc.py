@@ -12,9 +12,10 @@ import pytest
 
 from shmpool import Pool, gc
 from tests.model import assert_sound
+from tests.stress.kill_points import deadline
 from tests.stress.tracing import Tracee, Tracer, needs_tracing
 from tests.unit.own_files import OwnFiles, abandon, own_files
-from tests.unit.processes import Forked
+from tests.unit.processes import DEADLINE_S, Forked
 
 pytestmark = needs_tracing
 OPTIONS: dict[str, Any] = {"stripe_count": 2, "process_count": 4}
@@ -24,7 +25,7 @@ FILES = 1 + 2
 
 @pytest.fixture
 def files(pool_name: str) -> Iterator[OwnFiles]:
-    with own_files(pool_name) as own:
+    with own_files(pool_name) as own, deadline(DEADLINE_S):
         yield own
 
 

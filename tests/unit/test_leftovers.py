@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 
 from shmpool import Pool, gc, lifetime
+from shmpool import segment as segments
+from shmpool.layout import GATE_BYTE
+from shmpool.lock import ByteLock
 from shmpool.segment import Segment
 from tests.model import assert_sound
 from tests.unit.faults import Faults, killed_at
 from tests.unit.inside import store_of
 from tests.unit.own_files import OwnFiles, abandon, own_files
-from tests.unit.processes import Forked
+from tests.unit.processes import Forked, in_child
 
 OPTIONS: dict[str, Any] = {"stripe_count": 2, "process_count": 4}
 
@@ -177,11 +180,26 @@ def test_files_of_another_user_are_not_even_reported(files: OwnFiles) -> None:
 
 
 def test_gc_waits_for_nobody_who_stands_at_a_gate(files: OwnFiles) -> None:
-    pool = Pool.create(files.prefix, **OPTIONS)
+    abandon(files.prefix, **OPTIONS)
 
-    assert store_of(pool).seat.gate.run(gc) == []
+    def stand_at_the_gate(connection: Connection) -> None:
+        segment = segments.attach(files.prefix)
+        gate = ByteLock(segment, GATE_BYTE, "the gate")
+        gate.run(lambda: (connection.send("there"), connection.recv()))
 
-    pool.close()
+    with Forked(stand_at_the_gate) as child:
+        child.hear()
+
+        assert in_child(gc) == []
+
+        child.say("go")
+        child.result()
+    assert [each.removed for each in gc()] == [True]
+
+
+def test_gc_under_a_gate_that_its_own_thread_holds_passes_that_pool_by(files: OwnFiles) -> None:
+    with Pool.create(files.prefix, **OPTIONS) as pool:
+        assert store_of(pool).seat.gate.run(gc) == []
 
 
 def test_gc_leaves_a_pool_that_somebody_joined_while_it_waited_for_the_gate(
