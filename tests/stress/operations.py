@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,7 +13,7 @@ from shmpool.layout import PAGE_SIZE
 from tests.model import assert_sound, refuses
 from tests.stress.kill_points import SURVIVOR, Operation, Scene, kill
 from tests.unit.inside import store_of
-from tests.unit.own_files import OwnFiles
+from tests.unit.own_files import OwnFiles, abandon
 from tests.unit.processes import Forked
 
 LONG_SIZE = 100
@@ -253,9 +252,8 @@ class Gc(Operation):
         scene.know(scene.open(), KNOWN)
         with Pool.create(f"{scene.name}-kept", persistent=True, **self.options) as pool:
             pool.intern(b"kept")
-        for name in (f"{scene.name}-abandoned", f"{scene.name}-nameless"):
-            with Forked(partial(create_and_die, name, self.options)) as child:
-                child.wait()
+        abandon(f"{scene.name}-abandoned", **self.options)
+        abandon(f"{scene.name}-nameless", **self.options)
         os.unlink(f"/dev/shm/shmpool.{scene.name}-nameless")
 
     def act(self, scene: Scene, connection: Connection) -> None:
@@ -272,12 +270,6 @@ class Gc(Operation):
         with Pool.attach(f"{scene.name}-kept") as pool:
             assert_sound(pool, {b"kept": pool.intern(b"kept")})
         Pool.unlink(f"{scene.name}-kept")
-
-
-def create_and_die(name: str, options: dict[str, Any], _: Connection) -> None:
-    pool = Pool.create(name, **options)
-    pool.intern(b"lost")
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 INSERT = Insert("insert", KNOWN, [b"new"])

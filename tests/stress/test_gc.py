@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
@@ -14,9 +12,10 @@ import pytest
 
 from shmpool import Pool, gc
 from tests.model import assert_sound
+from tests.stress.kill_points import deadline
 from tests.stress.tracing import Tracee, Tracer, needs_tracing
-from tests.unit.own_files import OwnFiles, own_files
-from tests.unit.processes import Forked
+from tests.unit.own_files import OwnFiles, abandon, own_files
+from tests.unit.processes import DEADLINE_S, Forked
 
 pytestmark = needs_tracing
 OPTIONS: dict[str, Any] = {"stripe_count": 2, "process_count": 4}
@@ -26,18 +25,8 @@ FILES = 1 + 2
 
 @pytest.fixture
 def files(pool_name: str) -> Iterator[OwnFiles]:
-    with own_files(pool_name) as own:
+    with own_files(pool_name) as own, deadline(DEADLINE_S):
         yield own
-
-
-def abandon(name: str) -> None:
-    def create_and_die(_: Connection) -> None:
-        pool = Pool.create(name, **OPTIONS)
-        pool.intern(b"x")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with Forked(create_and_die) as child:
-        child.wait()
 
 
 def open_and_say(name: str, kept: list[Pool], connection: Connection) -> None:
@@ -54,11 +43,11 @@ def open_when_told(name: str, connection: Connection) -> None:
 
 
 def assert_whole(files: OwnFiles, pool_id: int, ref: int) -> None:
-    """The name leads to that very pool, and its semaphores are there."""
+    """The name leads to that very pool, and its semaphores are there (attaching would make anew those that are not)."""
+    assert len(files.now()) == FILES
     with Pool.attach(files.prefix) as pool:
         assert pool.constants.pool_id == pool_id
         assert_sound(pool, {b"x": ref})
-    assert len(files.now()) == FILES
 
 
 def test_gc_at_any_step_of_a_create_takes_nothing_from_it(files: OwnFiles) -> None:
@@ -78,7 +67,7 @@ def test_gc_at_any_step_of_an_attach_leaves_it_a_whole_pool(files: OwnFiles) -> 
     removed = 0
     for step in count(1):
         kept: list[Pool] = []
-        abandon(files.prefix)
+        abandon(files.prefix, **OPTIONS)
         with Tracee(partial(open_and_say, files.prefix, kept)) as child:
             tracer = Tracer(child)
             while tracer.advance():
@@ -95,9 +84,9 @@ def test_gc_at_any_step_of_an_attach_leaves_it_a_whole_pool(files: OwnFiles) -> 
 
 @pytest.mark.parametrize("is_there", [True, False])
 def test_gc_stopped_at_any_step_leaves_who_opens_the_pool_meanwhile_a_whole_one(files: OwnFiles, is_there: bool) -> None:
-    for step in count(1):
+    for step in count(1, 2):
         if is_there:
-            abandon(files.prefix)
+            abandon(files.prefix, **OPTIONS)
         with Tracee(lambda _: gc()) as collector, Forked(partial(open_when_told, files.prefix)) as opener:
             tracer = Tracer(collector)
             going = True

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Final
+from multiprocessing.connection import Connection
+from typing import Any, Final
 
 import pytest
 
-from shmpool import leftovers
+from shmpool import Pool, leftovers
 from shmpool import segment as segments
 from shmpool.lock import semaphore_files
+from tests.unit.processes import Forked
 
 SHM: Final = "/dev/shm"
 TEMPORARY: Final = "sem.??????"  # what glibc's sem_open calls a semaphore until it is whole
@@ -35,6 +38,12 @@ class OwnFiles:
         patterns = (f"shmpool.{self.prefix}*", f"sem.shmpool-{self.mark:08x}*")
         own = [name for name in os.listdir(SHM) if any(fnmatchcase(name, pattern) for pattern in patterns)]
         return sorted(own + self._new_temporary())
+
+    def remove(self) -> None:
+        """Remove them all, whatever they are."""
+        for name in self.now():
+            with suppress(FileNotFoundError):
+                os.unlink(f"{SHM}/{name}")
 
     def _new_temporary(self) -> list[str]:
         deadline = time.monotonic() + SETTLE_S
@@ -59,6 +68,21 @@ def own_files(prefix: str, hash_key: bytes | None = None) -> Iterator[OwnFiles]:
         patch.setattr(segments, "own_names", lambda: [name for name in own_names() if name.startswith(prefix)])
         patch.setattr(leftovers, "semaphore_files", lambda: [each for each in semaphore_files() if each[1] >> 32 == mark])
         yield OwnFiles(prefix, mark, frozenset(temporary_files()))
+
+
+def abandon(name: str, **options: Any) -> int:
+    """Make a pool that holds b"x" and whose only process was killed; its id."""
+
+    def create_and_die(connection: Connection) -> None:
+        pool = Pool.create(name, **options)
+        pool.intern(b"x")
+        connection.send(pool.constants.pool_id)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with Forked(create_and_die) as child:
+        pool_id: int = child.hear()
+        child.wait()
+    return pool_id
 
 
 def temporary_files() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from itertools import count
 from multiprocessing.connection import Connection
@@ -13,12 +12,15 @@ from typing import Any
 import pytest
 
 from shmpool import Pool, gc, lifetime
+from shmpool import segment as segments
+from shmpool.layout import GATE_BYTE
+from shmpool.lock import ByteLock
 from shmpool.segment import Segment
 from tests.model import assert_sound
 from tests.unit.faults import Faults, killed_at
 from tests.unit.inside import store_of
-from tests.unit.own_files import OwnFiles, own_files
-from tests.unit.processes import Forked
+from tests.unit.own_files import OwnFiles, abandon, own_files
+from tests.unit.processes import Forked, in_child
 
 OPTIONS: dict[str, Any] = {"stripe_count": 2, "process_count": 4}
 
@@ -28,27 +30,7 @@ def files(pool_name: str) -> Iterator[OwnFiles]:
     """Only this test's pools, whose names begin with `prefix`, are seen by `gc`."""
     with own_files(pool_name) as own:
         yield own
-        remove_all(own)
-
-
-def remove_all(files: OwnFiles) -> None:
-    for name in files.now():
-        Path("/dev/shm", name).unlink(missing_ok=True)
-
-
-def abandon(name: str, *, persistent: bool = False) -> int:
-    """Make a pool that holds b"x" and whose only process was killed; its id."""
-
-    def create_and_die(connection: Connection) -> None:
-        pool = Pool.create(name, persistent=persistent, **OPTIONS)
-        pool.intern(b"x")
-        connection.send(pool.constants.pool_id)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with Forked(create_and_die) as child:
-        pool_id: int = child.hear()
-        child.wait()
-    return pool_id
+        own.remove()
 
 
 def path_of(name: str) -> str:
@@ -59,7 +41,7 @@ def path_of(name: str) -> str:
 
 
 def test_pool_whose_last_process_was_killed_is_removed_with_its_semaphores(files: OwnFiles) -> None:
-    abandon(files.prefix)
+    abandon(files.prefix, **OPTIONS)
     size = os.stat(path_of(files.prefix)).st_blocks * 512
 
     found = gc()
@@ -72,7 +54,7 @@ def test_pool_whose_last_process_was_killed_is_removed_with_its_semaphores(files
 
 
 def test_semaphores_of_a_pool_whose_name_was_removed_by_hand_are_removed(files: OwnFiles) -> None:
-    pool_id = abandon(files.prefix)
+    pool_id = abandon(files.prefix, **OPTIONS)
     os.unlink(path_of(files.prefix))
 
     found = gc()
@@ -85,8 +67,8 @@ def test_semaphores_of_a_pool_whose_name_was_removed_by_hand_are_removed(files: 
 
 
 def test_dry_run_names_the_same_and_removes_nothing(files: OwnFiles) -> None:
-    abandon(files.prefix + "-a")
-    abandon(files.prefix + "-b")
+    abandon(files.prefix + "-a", **OPTIONS)
+    abandon(files.prefix + "-b", **OPTIONS)
     os.unlink(path_of(files.prefix + "-b"))
     before = files.now()
 
@@ -134,7 +116,7 @@ def test_pool_used_only_by_a_forked_child_stays(files: OwnFiles) -> None:
 
 
 def test_persistent_pool_that_nobody_uses_stays(files: OwnFiles) -> None:
-    abandon(files.prefix, persistent=True)
+    abandon(files.prefix, persistent=True, **OPTIONS)
     before = files.now()
 
     assert gc() == []
@@ -144,7 +126,7 @@ def test_persistent_pool_that_nobody_uses_stays(files: OwnFiles) -> None:
 
 @pytest.mark.parametrize("byte", [0, 8, 16, 24, 100, 248])
 def test_damaged_pool_is_reported_and_kept_with_all_semaphores_that_might_be_its(files: OwnFiles, byte: int) -> None:
-    abandon(files.prefix)
+    abandon(files.prefix, **OPTIONS)
     with open(path_of(files.prefix), "r+b") as file:
         kept = os.pread(file.fileno(), 1, byte)
         os.pwrite(file.fileno(), bytes([kept[0] ^ 1]), byte)
@@ -182,8 +164,8 @@ def test_symlink_named_as_a_pool_is_reported_and_what_it_leads_to_is_kept(files:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
 def test_files_of_another_user_are_not_even_reported(files: OwnFiles) -> None:
-    abandon(files.prefix + "-a")
-    abandon(files.prefix + "-b")
+    abandon(files.prefix + "-a", **OPTIONS)
+    abandon(files.prefix + "-b", **OPTIONS)
     os.unlink(path_of(files.prefix + "-b"))
     before = files.now()
     for name in before:
@@ -198,17 +180,32 @@ def test_files_of_another_user_are_not_even_reported(files: OwnFiles) -> None:
 
 
 def test_gc_waits_for_nobody_who_stands_at_a_gate(files: OwnFiles) -> None:
-    pool = Pool.create(files.prefix, **OPTIONS)
+    abandon(files.prefix, **OPTIONS)
 
-    assert store_of(pool).seat.gate.run(gc) == []
+    def stand_at_the_gate(connection: Connection) -> None:
+        segment = segments.attach(files.prefix)
+        gate = ByteLock(segment, GATE_BYTE, "the gate")
+        gate.run(lambda: (connection.send("there"), connection.recv()))
 
-    pool.close()
+    with Forked(stand_at_the_gate) as child:
+        child.hear()
+
+        assert in_child(gc) == []
+
+        child.say("go")
+        child.result()
+    assert [each.removed for each in gc()] == [True]
+
+
+def test_gc_under_a_gate_that_its_own_thread_holds_passes_that_pool_by(files: OwnFiles) -> None:
+    with Pool.create(files.prefix, **OPTIONS) as pool:
+        assert store_of(pool).seat.gate.run(gc) == []
 
 
 def test_gc_leaves_a_pool_that_somebody_joined_while_it_waited_for_the_gate(
     files: OwnFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    abandon(files.prefix)
+    abandon(files.prefix, **OPTIONS)
     joined: list[Pool] = []
     is_in_use = lifetime._is_in_use  # noqa: SLF001 - the look before the gate
 
@@ -229,7 +226,7 @@ def test_gc_leaves_a_pool_that_somebody_joined_while_it_waited_for_the_gate(
 def test_gc_leaves_the_successor_of_a_pool_that_went_while_it_looked(
     files: OwnFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    abandon(files.prefix)
+    abandon(files.prefix, **OPTIONS)
     made: list[Pool] = []
     is_in_use = lifetime._is_in_use  # noqa: SLF001 - the look before the gate
 
@@ -251,8 +248,8 @@ def test_gc_leaves_the_successor_of_a_pool_that_went_while_it_looked(
 
 def test_gc_killed_at_any_step_leaves_what_the_next_one_removes(files: OwnFiles) -> None:
     for step in count(1):
-        abandon(files.prefix + "-a")
-        abandon(files.prefix + "-b")
+        abandon(files.prefix + "-a", **OPTIONS)
+        abandon(files.prefix + "-b", **OPTIONS)
         os.unlink(path_of(files.prefix + "-b"))
 
         def collect(faults: Faults) -> None:
