@@ -113,7 +113,9 @@ class Pool:
         lifetime.unlink(name)
 
     @classmethod
-    def _settle(cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[Segment, Semaphores], None]) -> Self:
+    def _settle(
+        cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[Segment, Semaphores], None]
+    ) -> Self:
         seat = take_seat()  # no exception of a signal handler fits between this call's return and the `try`
         try:
             return cls(Store(seat, cache_size))
