@@ -245,7 +245,7 @@ def _open_named(name: str, opened: list[int]) -> None:
     except PermissionError:
         raise PoolError(f"pool {name!r}: {path} belongs to another user. It was left as it is.") from None
     except OSError as error:
-        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, None):  # None: a signal handler's TimeoutError
             raise
         raise PoolCorruptError(f"pool {name!r}: {path} is not a pool ({error.strerror}). It was left as it is.") from None
     _check_file(name, path, os.fstat(opened[0]))

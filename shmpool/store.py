@@ -335,6 +335,8 @@ class Store:
         """Forget every ref; the uses are counted first, those that other threads make meanwhile included."""
         with self._flushing:
             self.cache.close_cells()
+            if self._is_flushing:
+                return  # a signal handler's, inside a flush that is reading the cache: the next to add to it empties it
             self.flush()
             dropped = self.cache.clear()
             if dropped:
@@ -367,6 +369,9 @@ class Store:
     def reset(self) -> None:
         """Drop every topic. Raises PoolBusyError while anyone else is attached."""
         self.check_open()
+        with self._flushing:
+            if self._is_flushing:
+                self.seat.gate.refuse_reentry()
         self.empty_cache()
         self.seat.gate.run(self._lock_all_and_reset, 0)
 
@@ -391,7 +396,8 @@ class Store:
 
         Raises PoolBusyError from a signal handler or finalizer inside an operation on this very pool.
         """
-        if self._closing._is_owned() or any(lock.is_mine() for lock in (self.seat.gate, *self.locks)):  # type: ignore[attr-defined]  # noqa: SLF001
+        inside = self._closing._is_owned() or self._flushing._is_owned()  # type: ignore[attr-defined]  # noqa: SLF001
+        if inside or any(lock.is_mine() for lock in (self.seat.gate, *self.locks)):
             self.seat.gate.refuse_reentry()
         with self._closing:
             if self.segment.fd >= 0:

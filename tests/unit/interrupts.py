@@ -48,6 +48,14 @@ def interrupted_at(point: int, strike: Callable[[], object], call: Callable[[], 
     return strikes.count >= point
 
 
+def count_check_points(call: Callable[[], object]) -> int:
+    """Run `call` and count where a strike could come."""
+    strikes = _Strikes(sys.maxsize, bool)
+    with _watched(strikes):
+        call()
+    return strikes.count
+
+
 if sys.version_info >= (3, 12):
 
     @contextmanager
@@ -91,7 +99,7 @@ else:
 
     @contextmanager
     def _watched(strikes: _Strikes) -> Iterator[None]:
-        # A frame is known by its address: one that was kept here would keep alive what an interrupted call had opened.
+        # A frame's address, and the instruction: a frame kept here would keep alive what an interrupted call had opened.
         previous = (0, 0)
 
         def profile(frame: FrameType, event: str, _: object) -> None:
@@ -110,6 +118,7 @@ else:
                 if not _is_ours(frame.f_code):
                     return None
                 frame.f_trace_opcodes = True
+                previous = (0, 0)
                 strikes.check_point()
             elif event == "opcode":
                 (frame_id, before), previous = previous, (id(frame), frame.f_lasti)

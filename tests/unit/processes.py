@@ -53,10 +53,10 @@ class Forked:
     def say(self, message: object) -> None:
         self._here.send(message)
 
-    def hear(self) -> Any:
+    def hear(self, patience_s: float = DEADLINE_S) -> Any:
         """The child's next message. Raises ChildFailedError if its body raised, ChildDiedError if it was killed."""
-        if not self._here.poll(DEADLINE_S):
-            raise TimeoutError(f"child {self.pid} said nothing in {DEADLINE_S} s")
+        if not self._here.poll(patience_s):
+            raise TimeoutError(f"child {self.pid} said nothing in {patience_s} s")
         try:
             message = self._here.recv()
         except EOFError:

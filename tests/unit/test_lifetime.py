@@ -8,7 +8,6 @@ import secrets
 import signal
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.conftest import pool_files
 from tests.model import assert_sound
 from tests.unit.faults import Faults, killed_at
 from tests.unit.inside import store_of
-from tests.unit.interrupts import interrupted_at
 from tests.unit.processes import Forked, in_child
 
 Names = Callable[[], str]
@@ -38,10 +36,6 @@ def pool_id(monkeypatch: pytest.MonkeyPatch) -> int:
     chosen = secrets.randbits(64)
     monkeypatch.setattr(secrets, "randbits", lambda _: chosen)
     return chosen
-
-
-def strike() -> None:
-    raise KeyboardInterrupt
 
 
 # ---- races
@@ -177,35 +171,7 @@ def test_close_killed_at_any_step_leaves_no_name_or_a_sound_pool(new_pool_name: 
     assert step > 15
 
 
-# ---- interrupts and finalizers
-
-
-@pytest.mark.parametrize("act", ["create", "attach", "close"])
-def test_interrupt_at_any_point_leaves_no_file(new_pool_name: Names, pool_id: int, act: str) -> None:
-    def run(name: str, made: list[Pool]) -> None:
-        if act == "close":
-            made[0].close()
-        else:
-            made.append((Pool.create if act == "create" else Pool.attach)(name))
-
-    def try_all() -> int:
-        gc.collect()
-        for point in count(1, 3):
-            name = new_pool_name()
-            made = [] if act == "create" else [Pool.create(name, stripe_count=1)]
-            try:
-                struck = interrupted_at(point, strike, partial(run, name, made))
-            except KeyboardInterrupt:
-                struck = True
-            for pool in made:
-                pool.close()
-            gc.collect()
-            assert files_of(pool_id, name) == [], f"interrupted at point {point}"
-            if not struck:
-                return point
-        raise AssertionError
-
-    assert in_child(try_all) > 50
+# ---- finalizers
 
 
 def test_pool_in_a_cycle_is_collected_under_its_own_gate_without_a_hang(pool_name: str) -> None:

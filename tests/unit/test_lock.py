@@ -341,6 +341,23 @@ def test_an_uncontended_interrupt_does_not_even_cost_the_next_a_wait(locks: Lock
     in_child(try_all)
 
 
+def test_an_interrupt_at_any_point_leaves_no_byte_of_a_lock_without_a_turnstile_behind(locks: Locks) -> None:
+    def try_all() -> int:
+        mine = ByteLock(locks.describe(), BYTE, "the gate")
+        for point in count(1):
+            try:
+                struck = interrupted_at(point, strike, lambda: mine.run(mine.is_mine))
+            except KeyboardInterrupt:
+                struck = True
+            assert not locks.is_held(), f"after an interrupt at point {point}"
+            assert not mine.is_mine(), f"after an interrupt at point {point}"
+            if not struck:
+                return point
+        raise AssertionError
+
+    assert in_child(try_all) > 5
+
+
 @pytest.mark.parametrize("kind", [ByteLock, StripeLock])
 def test_reentry_from_a_handler_raises_and_the_interrupted_operation_goes_on(locks: Locks, kind: type[ByteLock]) -> None:
     mine = locks.open() if kind is StripeLock else ByteLock(locks.describe(), BYTE, "the gate")

@@ -218,6 +218,21 @@ def test_closing_again_does_no_harm_and_keeps_no_descriptor(pool_name: str) -> N
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_closing_again_closes_nobody_elses_descriptor_of_the_same_number(pool_name: str) -> None:
+    segment = segments.create(pool_name, small_pool())
+    number = segment.fd
+    segment.close()
+    spare = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(spare, number, inheritable=False)
+
+    segment.close()
+
+    assert os.fstat(number).st_rdev == os.stat(os.devnull).st_rdev
+    os.close(spare)
+    if number != spare:
+        os.close(number)
+
+
 # ---- exits of processes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -113,6 +114,37 @@ def test_handler_that_interns_at_any_point_gets_the_ref_or_is_refused_and_harms_
         raise AssertionError
 
     assert in_child(try_all) > 15
+
+
+def test_handler_inside_a_flush_may_use_the_pool_and_not_empty_it(pool_name: str) -> None:
+    """The flush is reading what a full cache, a reset or a close would throw away."""
+
+    def try_all() -> int:
+        with Pool.create(pool_name, stripe_count=1, cache_size=2) as pool:
+            used: Counter[bytes] = Counter()
+            refused = 0
+
+            def handle() -> None:
+                nonlocal refused
+                for number in range(4):
+                    pool.intern(b"handler's %d" % number)
+                    used[b"handler's %d" % number] += 1
+                if store_of(pool)._is_flushing:  # noqa: SLF001
+                    for act in (pool.reset, pool.close):
+                        with pytest.raises(PoolBusyError):
+                            act()
+                        refused += 1
+
+            for point in count(1):
+                pool.intern(b"x")
+                used[b"x"] += 1
+                if not interrupted_at(point, handle, pool.flush):
+                    break
+            assert refused > 20
+            assert {topic.value: topic.uses for topic in pool.top(9)} == used
+            return point
+
+    assert in_child(try_all) > 10
 
 
 def test_closing_from_inside_an_operation_is_refused_and_the_operation_goes_on(pool_name: str) -> None:

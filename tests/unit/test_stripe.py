@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -217,38 +216,6 @@ def test_growth_interrupted_at_any_point_loses_nothing(new_pool_name: Names) -> 
         raise AssertionError
 
     assert in_child(try_all) > 40
-
-
-def test_a_timers_interrupts_at_random_lose_nothing(pool_name: str) -> None:
-    """What tracing cannot reach: interrupts inside system calls, and several in a row."""
-
-    def fuzz() -> int:
-        hits = 0
-        acknowledged: dict[bytes, int] = {}
-
-        def interrupt(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        signal.signal(signal.SIGALRM, interrupt)
-        with Pool.create(pool_name, stripe_count=2) as pool, Pool.attach(pool_name) as other:
-            number = 0
-            while hits < 300:
-                number += 1
-                value = b"%d" % number
-                try:
-                    signal.setitimer(signal.ITIMER_REAL, (number % 50 + 1) * 2e-6)
-                    ref = pool.intern(value)
-                    signal.setitimer(signal.ITIMER_REAL, 0)
-                    acknowledged[value] = ref
-                except KeyboardInterrupt:
-                    hits += 1
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            assert_sound(other, acknowledged, at_most_also=[b"%d" % seen for seen in range(number + 1)])
-            other.intern_many([b"%d" % seen for seen in range(number + 1)])
-            assert_sound(pool, {**acknowledged, **{value: int(ref) for ref, value in other}})
-        return hits
-
-    assert in_child(fuzz) == 300
 
 
 # ---- growth
