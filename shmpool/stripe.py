@@ -168,7 +168,7 @@ class Stripes:
             raise self._corrupt(f"stripe {stripe}: its table word names no table (2**{bits} slots in region {region})")
         start = self.geometry.table_offset(stripe, region, bits)
         if not self.segment.is_written(start, WORD_SIZE << bits):  # an honest one was, before its word was stored
-            raise self._corrupt(f"stripe {stripe}: its table word names no table (nothing is in region {region} for 2**{bits} slots)")
+            raise self._corrupt(f"stripe {stripe}: its table word names no table (2**{bits} slots nobody wrote, region {region})")
         most = min(ceiling(1 << bits), self.geometry.stripe_capacity)
         table = Table(state, start // WORD_SIZE, bits, most)
         self._tables[stripe] = table
