@@ -175,8 +175,11 @@ class Stripes:
         bits, region = place & 0xFF, place >> 8
         if not MIN_TABLE_BITS <= bits <= self.geometry.max_table_bits or region > 1:
             raise self._corrupt(f"stripe {stripe}: its table word names no table (2**{bits} slots in region {region})")
+        start = self.geometry.table_offset(stripe, region, bits)
+        if not self.segment.is_written(start, WORD_SIZE << bits):  # an honest one was, before its word was stored
+            raise self._corrupt(f"stripe {stripe}: its table word names no table (2**{bits} slots nobody wrote, region {region})")
         most = min(ceiling(1 << bits), self.geometry.stripe_capacity)
-        table = Table(state, self.geometry.table_offset(stripe, region, bits) // WORD_SIZE, bits, most)
+        table = Table(state, start // WORD_SIZE, bits, most)
         self._tables[stripe] = table
         return table
 

@@ -85,20 +85,21 @@ class Child:
     def start(self) -> None:
         self._clock[1] = time.monotonic_ns()
         self.here, there = Pipe(duplex=False)
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            self._run(there)
+            self._run(there, parent)
         there.close()
         self.is_running = True
 
-    def _run(self, there: Connection) -> NoReturn:
+    def _run(self, there: Connection, parent: int) -> NoReturn:
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this one
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
             limit = private_memory() + MEMORY_SIZE
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
             trials = [Trial(f"{self.name}-{index}", image) for index, image in enumerate(self.mutants.images)]
-            while self._clock[0] < len(self.numbers):
+            while self._clock[0] < len(self.numbers) and os.getppid() == parent:
                 number = self.numbers[self._clock[0]]
                 kind, mutant = self.mutants.make(number)
                 self._clock[1] = time.monotonic_ns()
