@@ -15,6 +15,7 @@ Guarantees:
 This module alone imports posix_ipc.
 """
 
+import ctypes
 import errno
 import mmap
 import os
@@ -290,9 +291,32 @@ def _open_semaphore(name: str) -> posix_ipc.Semaphore:
         if state.st_size == _SEM_SIZE:
             return posix_ipc.Semaphore(name)
         os.unlink(path)
-    semaphore = posix_ipc.Semaphore(name, posix_ipc.O_CREX, mode=_SEM_MODE, initial_value=1)
-    os.chmod(path, _SEM_MODE)  # whatever the process's umask made of it
-    return semaphore
+    _make_semaphore(path)
+    return posix_ipc.Semaphore(name)
+
+
+def _make_semaphore(path: str) -> None:
+    """Make a semaphore of value 1 as sem_open would, but for one thing: sem_open first makes a file of a random name, which a
+    process killed at that instant leaves behind for ever. This one has no name until it is whole."""
+    opened: list[int] = []
+    try:
+        opened.extend(map(os.open, (_SEM_DIR,), (os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC,), (_SEM_MODE,)))
+        os.fchmod(opened[0], _SEM_MODE)  # whatever the process's umask made of it
+        os.write(opened[0], _SEM_AT_ONE)
+        os.link(f"/proc/self/fd/{opened[0]}", path, src_dir_fd=opened[0], follow_symlinks=True)  # see Segment.link
+    finally:
+        any(map(os.close, opened))
+
+
+def _sem_at_one() -> bytes:
+    """The bytes of a shared semaphore whose value is 1, made by the C library itself."""
+    semaphore = ctypes.create_string_buffer(_SEM_SIZE)
+    if ctypes.CDLL(None).sem_init(semaphore, 1, 1):
+        raise OSError("the C library cannot make a shared semaphore")
+    return semaphore.raw
+
+
+_SEM_AT_ONE: Final = _sem_at_one()
 
 
 def close_semaphores(semaphores: Semaphores) -> None:

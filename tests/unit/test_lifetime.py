@@ -185,7 +185,7 @@ def test_interrupt_at_any_point_leaves_no_file(new_pool_name: Names, pool_id: in
         if act == "close":
             made[0].close()
         else:
-            made.append((Pool.create if act == "create" else Pool.attach)(name))
+            made.append(Pool.create(name, stripe_count=2) if act == "create" else Pool.attach(name))
 
     def try_all() -> int:
         gc.collect()
