@@ -18,7 +18,7 @@ def in_small_shm(*arguments: str, mount: str = "size=16m") -> subprocess.Complet
     script = f'mount -t tmpfs -o {mount} tmpfs /dev/shm && exec "$0" "$@"'
     return subprocess.run(
         ["unshare", "-m", "sh", "-c", script, sys.executable, "-W", "error", *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=3 * DEADLINE_S,
     )
 
 
