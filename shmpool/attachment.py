@@ -90,12 +90,11 @@ class Attachment:
 def take_row(segment: Segment, fd: int) -> int:
     """Lock the byte of a free row on the description behind `fd` and return the row, clean. Only for the gate's holder.
 
+    It is the first free row, a killed process's or not: so the rows in use, and the ledgers that have memory, are as many as
+    processes were attached at once, however many of them come and are killed.
     Raises PoolFullError when every row is held by a live process.
     """
     finish_fold(segment)
-    row = _take_clean_row(segment, fd)
-    if row is not None:
-        return row
     refused: PoolFullError | None = None
     for row in range(segment.constants.geometry.process_count):
         if try_lock(fd, PROCESS_BYTES + row):
@@ -113,12 +112,13 @@ def take_row(segment: Segment, fd: int) -> int:
 
 
 def _take_clean_row(segment: Segment, fd: int) -> int | None:
-    words = segment.words
+    """The same without the gate, or None where the first free row is a killed process's."""
     for row in range(segment.constants.geometry.process_count):
-        if words[row_word(segment, row) + PID] == 0 and try_lock(fd, PROCESS_BYTES + row):
-            if words[row_word(segment, row) + PID] == 0:
+        if try_lock(fd, PROCESS_BYTES + row):
+            if segment.words[row_word(segment, row) + PID] == 0:
                 return row
             unlock(fd, PROCESS_BYTES + row)
+            return None
     return None
 
 

@@ -279,10 +279,11 @@ def open_semaphores(
         close_semaphores(semaphores)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.ENOMEM):
             state = os.statvfs(_SEM_DIR)
+            what = "1 file" if state.f_files and not state.f_favail else "4096 bytes"
+            free = state.f_favail if what == "1 file" else state.f_bavail * state.f_frsize
             raise PoolFullError(
-                f"pool {pool_name!r}: no memory in {_SEM_DIR} for semaphore {len(semaphores)} of {count}: it needs 4096 bytes "
-                f"and {state.f_bavail * state.f_frsize} are free. The pool and its topics are untouched. Free memory there, "
-                "then try again."
+                f"pool {pool_name!r}: {_SEM_DIR} has no room for semaphore {len(semaphores)} of {count}: needs {what} more, and "
+                f"{free} are free. The pool and its topics are untouched. Free memory or remove files there, then try again."
             ) from None
         raise
     return semaphores

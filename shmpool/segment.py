@@ -15,6 +15,7 @@ import errno
 import mmap
 import os
 import re
+import resource
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -214,9 +215,7 @@ def create(name: str, constants: Constants) -> Segment:
     except OSError as error:
         if error.errno not in _NO_MEMORY:
             raise
-        raise PoolFullError(
-            f"pool {name!r}: {SHM_DIR} has no room for one more file ({error.strerror}). Nothing was changed. Remove some there."
-        ) from None
+        _raise_no_file(name, constants.geometry.total_size, error)
     finally:
         any(closing)
     try:
@@ -228,6 +227,19 @@ def create(name: str, constants: Constants) -> Segment:
         segment.close()
         raise
     return segment
+
+
+def _raise_no_file(name: str, size: int, error: OSError) -> NoReturn:
+    if error.errno == errno.ENOSPC:
+        free = os.statvfs(SHM_DIR).f_favail
+        why = f"it needs 1 more file in {SHM_DIR}, where {free} are free. Nothing was changed. Remove some"
+    elif error.errno == errno.EFBIG:
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        why = f"it needs a file of {size} bytes (reserved, not taken), and this process may make one of {limit} (ulimit -f)"
+        why += ". Nothing was changed. Raise that limit, or ask for a smaller capacity or arena_size"
+    else:
+        why = f"its {size} bytes (reserved, not taken) could not be mapped: {error.strerror}. Nothing was changed. Ask for fewer"
+    raise PoolFullError(f"pool {name!r}: {why}.") from None
 
 
 def attach(name: str) -> Segment:

@@ -83,6 +83,26 @@ def test_a_killed_processes_row_is_seen_as_dead_at_once_and_is_used_again(pool_n
         assert pool.stats().inserts == 1
 
 
+@pytest.mark.parametrize("attaches", [True, False], ids=["attached", "forked"])
+def test_rows_and_their_memory_are_no_more_than_processes_at_once_however_many_are_killed(pool_name: str, attaches: bool) -> None:
+    def use_and_wait(connection: Connection) -> None:
+        used = Pool.attach(pool_name) if attaches else pool
+        used.intern_many(VALUES)  # takes a page for its ledger
+        connection.send("used")
+        connection.recv()
+
+    with Pool.create(pool_name) as pool:
+        sizes = []
+        for _ in range(8):
+            with Forked(use_and_wait) as child:
+                child.hear()
+                child.kill()
+            sizes.append(pool.stats().memory_size)
+
+        assert len(pool.stats().processes) <= 3  # this one's, and the child's: what it inherited and what it attached
+        assert sizes[1:] == sizes[1:2] * 7
+
+
 def test_a_row_is_live_while_any_process_holds_its_byte_whatever_its_pid_says(pool_name: str) -> None:
     with Pool.create(pool_name) as pool:
         segment = segments.attach(pool_name)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +13,7 @@ from shmpool import Pool, PoolCorruptError, PoolError, PoolExistsError, PoolVers
 from shmpool import segment as segments
 from shmpool.header import Constants
 from shmpool.layout import HEADER, PAGE_SIZE
-from tests.unit.processes import DEADLINE_S, ROOT, in_child, independent
+from tests.unit.processes import in_child, independent
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's file")
 
@@ -281,79 +277,3 @@ print(resource_tracker._resource_tracker._pid)
 """
 
     assert independent(code, pool_name).stdout == "None\n"
-
-
-# ---- a full host
-
-
-FULL = """
-import os, sys
-from pathlib import Path
-from shmpool import Pool, PoolFullError
-try:
-    Pool.create("too-large", process_count=4096, stripe_count=256)
-except PoolFullError as error:
-    print("create:", error)
-assert os.listdir("/dev/shm") == []
-pool = Pool.create("full", stripe_count=4, max_value_size=200)
-refs = {}
-Path("/dev/shm/ballast").write_bytes(bytes(int(sys.argv[1])))
-try:
-    for number in range(100_000):
-        value = b"%0150d" % number
-        refs[value] = pool.intern(value)
-except PoolFullError as error:
-    print("intern:", error)
-pool.flush()  # the ledger may find no memory: uses wait in the process
-refused = 0
-for number in range(50):
-    try:
-        refs[b"%0149d" % number] = pool.intern(b"%0149d" % number)
-    except PoolFullError:
-        refused += 1
-try:
-    with Pool.attach("full") as other:
-        assert all(other.lookup(value) == ref and other.resolve(ref) == value for value, ref in refs.items())
-except PoolFullError as error:
-    print("attach:", error)
-assert len(pool) == len(refs)
-assert {value: ref for ref, value in pool} == refs
-assert pool.check() == []
-assert pool.top(1) and pool.stats().size == len(refs)
-os.unlink("/dev/shm/ballast")
-for number in range(1000):
-    refs[b"space again %d" % number] = pool.intern(b"space again %d" % number)
-assert {value: ref for ref, value in pool} == refs
-assert pool.check() == []
-assert sum(topic.uses for topic in pool.top(100_000)) == len(refs)
-pool.close()
-assert os.listdir("/dev/shm") == []
-print("refused:", refused)
-"""
-
-
-def can_mount() -> bool:
-    return os.geteuid() == 0 and shutil.which("unshare") is not None and in_small_shm("True").returncode == 0
-
-
-def in_small_shm(code: str, *arguments: str, kib: int = 3072) -> subprocess.CompletedProcess[str]:
-    """Run `code` in an interpreter whose /dev/shm is a small one of its own."""
-    script = f'mount -t tmpfs -o size={kib}k tmpfs /dev/shm && exec "$0" "$@"'
-    return subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, sys.executable, "-W", "error", "-c", code, *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=DEADLINE_S,
-    )
-
-
-def test_full_host_is_an_error_that_names_needed_and_free_bytes_and_service_resumes() -> None:
-    if not can_mount():
-        pytest.skip("needs root and unshare, for a small /dev/shm of its own")
-
-    ended = in_small_shm(FULL, str(200 << 10), kib=512)
-
-    assert ended.returncode == 0, ended.stderr
-    said = dict(line.split(": ", 1) for line in ended.stdout.splitlines())
-    for when in ("create", "intern"):
-        assert re.search(r"needs \d+ .*bytes.* \d+ (are )?free", said[when]), said[when]
-        assert re.search("Nothing was changed|untouched", said[when])
-    assert int(said["refused"]) > 0
