@@ -18,7 +18,6 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-#include <structmember.h>
 
 /* Codes of layout.py. engine.py holds CODES against them and refuses a build that has others. */
 enum {
@@ -29,6 +28,7 @@ enum {
     META_ORDINAL_SHIFT = 32, META_SIZE_MASK = 0xFFFF,
     INTENT_INSERT = 1, INTENT_SHIFT = 56,
     CHUNK_EPOCH_SHIFT = 48, CHUNK_USED_SHIFT = 16, CHUNK_OWNER_MASK = 0xFFFF,
+    MAX_STRIPE_COUNT = 256,
     SEAL_MODULUS = 251, SEAL_SHIFT = 56, SEAL_EPOCH_SHIFT = 40,
 };
 #define LOW_40 (((uint64_t)1 << 40) - 1)
@@ -40,7 +40,8 @@ typedef struct {
     PyObject_HEAD
     PyObject *words;
     uint64_t key[2];
-    unsigned long long epoch; /* set by stripe.py, which reads it under rules of its own */
+    uint64_t epoch; /* of the pool, and the table words of it that stripe.py has found sound, by stripe: both it tells us */
+    uint64_t known[MAX_STRIPE_COUNT];
     uint64_t segment_words, stripe_bits, stripes_word, tables_word, stripe_tables_words, min_table_bits, max_table_bits;
     uint64_t stripe_capacity, chunks_word, arena_word, arena_size, chunk_size;
 } Engine;
@@ -102,19 +103,17 @@ static bool unseal(uint64_t word, uint64_t *epoch, uint64_t *value)
     return !word || word >> SEAL_SHIFT == body % SEAL_MODULUS + 1;
 }
 
-/* Whether the stripe's table word is sound; slot_count is 0 for one that is untouched in this epoch. */
+/* Whether the stripe's table is known, or the stripe untouched in this epoch: then slot_count is 0. */
 static bool locate(const Engine *self, const uint64_t *words, uint64_t stripe, Table *table)
 {
     uint64_t epoch, place;
     table->state = load(words + self->stripes_word + stripe * STRIPE_WORDS + TABLE);
     table->slot_count = 0;
-    if (!unseal(table->state, &epoch, &place) || epoch > self->epoch) return false;
-    if (epoch != self->epoch) return true;
-    uint64_t bits = place & 0xFF, region = place >> 8;
-    if (bits < self->min_table_bits || bits > self->max_table_bits || region > 1) return false;
-    table->slot_count = (uint64_t)1 << bits;
+    if (!unseal(table->state, &epoch, &place)) return false;
+    if (table->state != self->known[stripe]) return epoch < self->epoch;
+    table->slot_count = (uint64_t)1 << (place & 0xFF);
     table->word = self->tables_word + stripe * self->stripe_tables_words
-                  + 2 * (table->slot_count - ((uint64_t)1 << self->min_table_bits)) + region * table->slot_count;
+                  + 2 * (table->slot_count - ((uint64_t)1 << self->min_table_bits)) + (place >> 8) * table->slot_count;
     return true;
 }
 
@@ -246,10 +245,10 @@ static bool read_value(PyObject *object, char **value, uint64_t *size)
     return true;
 }
 
-static bool read_hash(PyObject *object, uint64_t *hash)
+static bool read_word(PyObject *object, uint64_t *word)
 {
-    *hash = PyLong_AsUnsignedLongLong(object);
-    return *hash != (uint64_t)-1 || !PyErr_Occurred();
+    *word = PyLong_AsUnsignedLongLong(object);
+    return *word != (uint64_t)-1 || !PyErr_Occurred();
 }
 
 /* Pin the segment; ValueError once it was released. */
@@ -307,7 +306,7 @@ static bool read_item(PyObject *items, Py_ssize_t place, uint64_t *hash, char **
 {
     PyObject *item = PyList_GetItem(items, place), *number, *bytes;
     if (!item || !(number = PyTuple_GetItem(item, 0)) || !(bytes = PyTuple_GetItem(item, 1))) return false;
-    return read_hash(number, hash) && read_value(bytes, value, size);
+    return read_word(number, hash) && read_value(bytes, value, size);
 }
 
 static bool append(PyObject *list, int64_t number)
@@ -367,6 +366,27 @@ failed:
     return NULL;
 }
 
+static PyObject *Engine_start_epoch(Engine *self, PyObject *object)
+{
+    uint64_t epoch;
+    if (!read_word(object, &epoch)) return NULL;
+    self->epoch = epoch;
+    memset(self->known, 0, sizeof self->known);
+    Py_RETURN_NONE;
+}
+
+static PyObject *Engine_know_table(Engine *self, PyObject *const *args, Py_ssize_t count)
+{
+    uint64_t stripe, state, epoch, place;
+    if (count != 2) return PyErr_Format(PyExc_TypeError, "know_table takes a stripe and its table word");
+    if (!read_word(args[0], &stripe) || !read_word(args[1], &state)) return NULL;
+    if (stripe >> self->stripe_bits || !unseal(state, &epoch, &place) || epoch != self->epoch || place >> 8 > 1
+        || (place & 0xFF) < self->min_table_bits || (place & 0xFF) > self->max_table_bits)
+        return PyErr_Format(PyExc_ValueError, "no table of this pool");
+    self->known[stripe] = state;
+    Py_RETURN_NONE;
+}
+
 static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"words", "key", "stripe_bits", "stripes_word", "tables_word", "stripe_tables_words", "min_table_bits",
@@ -385,6 +405,10 @@ static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     Py_INCREF(words);
     self->words = words;
     memcpy(self->key, key, sizeof self->key);
+    if (n[0] > 8) { /* known[] has 2**8 places */
+        Py_DECREF(self);
+        return PyErr_Format(PyExc_ValueError, "stripe_bits must be at most 8");
+    }
     self->stripe_bits = n[0];
     self->stripes_word = n[1];
     self->tables_word = n[2];
@@ -410,6 +434,8 @@ static void Engine_dealloc(Engine *self)
 }
 
 static PyMethodDef methods[] = {
+    {"start_epoch", (PyCFunction)Engine_start_epoch, METH_O, "The pool's epoch; no table is known in it yet."},
+    {"know_table", (PyCFunction)(void (*)(void))Engine_know_table, METH_FASTCALL, "A stripe and its table word, which is sound."},
     {"hash", (PyCFunction)Engine_hash, METH_O, "The hash of a value."},
     {"stripe", (PyCFunction)Engine_stripe, METH_O, "The stripe of a value."},
     {"find", (PyCFunction)Engine_find, METH_O, "What Stripes.find gives for a value; None where it is to be asked itself."},
@@ -421,16 +447,10 @@ static PyMethodDef methods[] = {
     {NULL},
 };
 
-static PyMemberDef members[] = {
-    {"epoch", T_ULONGLONG, offsetof(Engine, epoch), 0, "The epoch that tables and chunks must be of."},
-    {NULL},
-};
-
 static PyType_Slot slots[] = {
     {Py_tp_new, Engine_new},
     {Py_tp_dealloc, Engine_dealloc},
     {Py_tp_methods, methods},
-    {Py_tp_members, members},
     {Py_tp_doc, "Searches and inserts in the segment behind `words`."},
     {0},
 };
@@ -441,7 +461,7 @@ static PyType_Spec spec = {"shmpool._engine.Engine", sizeof(Engine), 0, Py_TPFLA
 static const struct { const char *name; uint64_t value; } codes[] = {
     CODE(TABLE), CODE(INTENT), CODE(COUNT), CODE(CHUNK), CODE(STRIPE_WORDS), CODE(ARENA_LIMIT_WORD), CODE(RECORD_SIZE),
     CODE(TAG_SHIFT), CODE(OCCUPIED), CODE(LOW_40), CODE(META_LIVE), CODE(META_ORDINAL_SHIFT), CODE(META_SIZE_MASK),
-    CODE(INTENT_INSERT), CODE(INTENT_SHIFT), CODE(CHUNK_EPOCH_SHIFT), CODE(CHUNK_USED_SHIFT), CODE(CHUNK_OWNER_MASK),
+    CODE(INTENT_INSERT), CODE(INTENT_SHIFT), CODE(MAX_STRIPE_COUNT), CODE(CHUNK_EPOCH_SHIFT), CODE(CHUNK_USED_SHIFT), CODE(CHUNK_OWNER_MASK),
     CODE(SEAL_MODULUS), CODE(SEAL_SHIFT), CODE(SEAL_EPOCH_SHIFT),
 };
 

@@ -35,7 +35,7 @@ else:
 
 
 def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | None":
-    """An engine over a segment's words, its epoch still to be set; or None."""
+    """An engine over a segment's words, its epoch still to be started; or None."""
     if ENGINE == "python":
         return None
     geometry = constants.geometry

@@ -98,7 +98,7 @@ class Stripes:
         """Read the epoch, after attaching and after a reset. It cannot change otherwise: a reset needs the pool to itself."""
         self.epoch, self.origin = self.segment.read_epoch()
         if self.engine:
-            self.engine.epoch = self.epoch
+            self.engine.start_epoch(self.epoch)
         self._tables = [_EMPTY] * self.geometry.stripe_count
         self._limit = (0, 0)  # the arena's limit word, and the bytes it stands for
 
@@ -145,6 +145,7 @@ class Stripes:
     def find_many(self, stripe: int, items: list[tuple[int, bytes]]) -> list[int]:
         """`find` for hashes and values of one stripe, without its overhead for each."""
         if self.engine:
+            self._locate(stripe, self.state(stripe))  # so that the engine knows the table
             found = self.engine.find_many(items)
             if len(found) == len(items):
                 return found
@@ -181,6 +182,8 @@ class Stripes:
         most = min(ceiling(1 << bits), self.geometry.stripe_capacity)
         table = Table(state, start // WORD_SIZE, bits, most)
         self._tables[stripe] = table
+        if self.engine:
+            self.engine.know_table(stripe, state)
         return table
 
     def table(self, stripe: int) -> Table:

@@ -10,7 +10,7 @@ import pytest
 from shmpool import Pool, engine, lifetime
 from shmpool.hashing import make_hasher
 from shmpool.header import Constants
-from shmpool.layout import ARENA_LIMIT_WORD, CHUNK, COUNT, INTENT, STRIPE_WORDS, TABLE, WORD_SIZE
+from shmpool.layout import ARENA_LIMIT_WORD, CHUNK, COUNT, INTENT, STRIPE_WORDS, TABLE, WORD_SIZE, seal
 from shmpool.store import Store
 from tests.model import assert_sound
 from tests.unit.inside import store_of
@@ -80,7 +80,7 @@ def written_by(kind: str, name: str, constants: Constants, values: list[bytes]) 
 
 
 DAMAGE = {
-    "table word": (TABLE, (1, (1 << 64) - 1, 1 << 63)),
+    "table word": (TABLE, (1, (1 << 64) - 1, 1 << 63, seal(1, 20), seal(1, 1 << 8 | 9), seal(2, 9))),
     "intent": (INTENT, (1, 99 << 56)),
     "chunk": (CHUNK, (0, 1 << 20, (1 << 64) - 1)),
     "count": (COUNT, ((1 << 64) - 1, 1 << 40)),
@@ -100,6 +100,7 @@ def test_damaged_stripe_is_left_to_plain_python_and_nothing_is_changed(pool: Poo
 
         assert compiled.insert(b"new") is None
         assert compiled.insert_many([(0, b"new", -1)], 1) == []
+        assert what != "table word" or compiled.find(b"known") is None
 
         assert words[geometry.stripes_offset // WORD_SIZE :][:STRIPE_WORDS].tolist() == row
     words[word] = honest
