@@ -15,6 +15,7 @@ import os
 import platform
 import random
 import secrets
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -155,6 +156,7 @@ class Reporter:
 
     def __init__(self, total: int, seed: int) -> None:
         self._seed = seed
+        self._is_interrupted = False
         console = Console(stderr=True)
         self._total, self._done = total, 0
         self._bar: Progress | None = None
@@ -166,16 +168,26 @@ class Reporter:
             self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> Self:
+        signal.signal(signal.SIGINT, self._interrupt)
         print(f"seed {self._seed}", file=sys.stderr, flush=True)  # now: a storm that ends badly is to be repeated
         if self._bar:
             self._bar.start()
         return self
 
+    def _interrupt(self, *_: object) -> None:
+        """Ctrl-C ends the storm after the strike that is under way: what is raised inside a fork's hooks, Python swallows. A
+        second one ends it at once."""
+        self._is_interrupted = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if self._bar:
             self._bar.stop()
 
     def advance(self, kills: int) -> None:
+        if self._is_interrupted:
+            raise KeyboardInterrupt
         self._done += kills
         if self._bar:
             self._bar.update(self._task, advance=kills, refresh=True)

@@ -114,11 +114,9 @@ def wait_for_strike(storm: Storm, pid: int) -> bool:
 def insert_among_signals(member: Member) -> None:
     signal.signal(signal.SIGALRM, lambda *_: None)
     signal.setitimer(signal.ITIMER_REAL, TIMER_S, TIMER_S)
-    while member.storm.traces.mode != INSERT:
-        time.sleep(0.0005)
-    while True:
-        member.intern([fresh_number(member)])
-        time.sleep(0.0005)
+    while not member.is_abandoned(0.0005):
+        if member.storm.traces.mode == INSERT:
+            member.intern([fresh_number(member)])
 
 
 def insert_once(member: Member, step: int, strike: signal.Signals) -> None:
@@ -128,11 +126,12 @@ def insert_once(member: Member, step: int, strike: signal.Signals) -> None:
     if os.fork() == 0:
         member.storm.traces.register()
         member.storm.announce()
-        signal.pause()
+        member.is_abandoned()
+        os._exit(0)
     faults.arm()
     member.intern([fresh_number(member)])
     member.storm.announce()
-    signal.pause()
+    member.is_abandoned()
 
 
 def fresh_number(member: Member) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import time
 from select import select
 from typing import TYPE_CHECKING
@@ -96,13 +95,17 @@ class Member:
 
     def live(self) -> None:
         """Until killed, or until whoever leads the storm has ended."""
-        while not select([self.storm.led], [], [], 0)[0]:
+        while not self.is_abandoned(0):
             self.act(2 if self.storm.traces.mode == ATTACH else 20)
             if self.storm.traces.mode == ATTACH or self.rng.random() < 0.05:
                 self.attach_afresh(self.rng.choice(ENGINES))
             if self.storm.may_fork():
                 self.fork()
             self._reap()
+
+    def is_abandoned(self, timeout_s: float | None = None) -> bool:
+        """Whether the leader has ended, within that time or, without one, at last."""
+        return bool(select([self.storm.led], [], [], timeout_s)[0])
 
     def fork(self) -> None:
         """Have a child that goes on as a member of its own, and may outlive this process."""
@@ -189,8 +192,3 @@ class Member:
         locks = store_of(self.pool).locks
         self.cell[TAKEOVERS] = self._before[0] + sum(lock.takeovers for lock in locks)
         self.cell[WAITS] = self._before[1] + sum(lock.waits for lock in locks)
-
-
-def ignore_interrupts() -> None:
-    """Ctrl-C is for whoever leads the storm."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

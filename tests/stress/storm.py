@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, NoReturn, Self
 
 from shmpool import Pool
-from tests.stress.member import ENGINES, Member, ignore_interrupts
+from tests.stress.member import ENGINES, Member
 from tests.stress.sight import Sight, look_at, state_of
 from tests.stress.traces import COMPILED, DONE, FORKS, SINCE, Traces
 
@@ -72,7 +72,8 @@ class Storm:
         self.traces = Traces().__enter__()
         self._ready, self._say_ready = os.pipe()
         self._permits, self._permit = os.pipe2(os.O_NONBLOCK)
-        self.led, self._lead = os.pipe()  # only the leader has this end: the storm's processes see it go
+        self.led, self._lead = os.pipe()  # only the leader keeps `_lead`: the storm's processes see it go
+        self._ended, self._alive = os.pipe()  # only the leader does not keep `_alive`: it sees the last of them go
         was_reaper = ctypes.c_int()
         _libc.prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(was_reaper))
         self._was_reaper = was_reaper.value
@@ -82,7 +83,7 @@ class Storm:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.end()
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, self._was_reaper)
-        for fd in (self._ready, self._say_ready, self._permits, self._permit, self.led, self._lead):
+        for fd in (self._ready, self._say_ready, self._permits, self._permit, self.led, self._lead, self._ended):
             os.close(fd)
         self.traces.__exit__(kind, error, trace)
 
@@ -91,10 +92,15 @@ class Storm:
     def start(self, body: Body = Member.live, *, afresh: bool = False) -> int:
         """Fork a process, which inserts a little, announces itself and runs `body`."""
         seed = self.rng.getrandbits(32)
-        pid = os.fork()
-        if pid == 0:
-            self._run(body, seed, afresh=afresh)
-        self._add(pid)
+        # Ctrl-C in a child that does not ignore it yet would send it up its leader's stack.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._run(body, seed, before, afresh=afresh)
+            self._add(pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pid
 
     def permit_fork(self) -> None:
@@ -125,12 +131,14 @@ class Storm:
             self.pids.add(pid)
             self.members[pid] = os.pidfd_open(pid)
 
-    def _run(self, body: Body, seed: int, *, afresh: bool) -> NoReturn:
+    def _run(self, body: Body, seed: int, mask: set[int | signal.Signals], *, afresh: bool) -> NoReturn:
         status = 1
         try:
-            ignore_interrupts()
-            os.close(self._lead)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self.traces.register()
+            os.close(self._lead)
+            os.close(self._ended)
             member = Member(self, self.pool, random.Random(seed))
             if self.sabotage:
                 self.sabotage()
@@ -212,12 +220,20 @@ class Storm:
                 self._kill(pid)
             except EndedError:
                 continue
+        if self._alive >= 0:
+            os.close(self._alive)
+            self._alive = -1
+        while not select([self._ended], [], [], 0.01)[0]:
+            self._kill_registered()
+        self._kill_registered()
+        self._unreaped.clear()
+
+    def _kill_registered(self) -> None:
         for pid in self.traces.registered():
-            with suppress(ChildProcessError):  # reaped, by its parent or above
+            with suppress(ChildProcessError):  # reaped, by its parent or by us
                 if os.waitpid(pid, os.WNOHANG)[0] == 0:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
-        self._unreaped.clear()
 
     # ---- stops
 
