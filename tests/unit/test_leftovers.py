@@ -183,9 +183,12 @@ def test_gc_waits_for_nobody_who_stands_at_a_gate(files: OwnFiles) -> None:
     abandon(files.prefix, **OPTIONS)
 
     def stand_at_the_gate(connection: Connection) -> None:
+        def wait_there() -> None:
+            connection.send("there")
+            connection.recv()
+
         segment = segments.attach(files.prefix)
-        gate = ByteLock(segment, GATE_BYTE, "the gate")
-        gate.run(lambda: (connection.send("there"), connection.recv()))
+        ByteLock(segment, GATE_BYTE, "the gate").run(wait_there)
 
     with Forked(stand_at_the_gate) as child:
         child.hear()
