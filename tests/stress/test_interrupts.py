@@ -17,8 +17,8 @@ from tests.stress.stage import Stage
 from tests.unit.interrupts import count_check_points, interrupted_at
 from tests.unit.processes import in_child
 
-POINTS = 12
-SIGNALS = 40
+POINTS = 8
+SIGNALS = 25
 
 
 def strike() -> None:
