@@ -31,7 +31,7 @@ class Program:
         """Its next line."""
         assert self.process.stdout is not None
         assert select([self.process.stdout], [], [], DEADLINE_S)[0], "the program says nothing"
-        return self.process.stdout.readline().rstrip("\n")
+        return str(self.process.stdout.readline()).rstrip("\n")
 
     def ask(self, line: str) -> str:
         self.say(line)
