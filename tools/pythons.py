@@ -142,7 +142,7 @@ def run(python: Python, folder: Path, arguments: list[str]) -> Result:
     try:
         install(python, venv)
         chosen = arguments or ["-n", "auto", *TESTS]
-        command = [venv / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
+        command: list[str | Path] = [venv / "bin" / "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen]
         ended = subprocess.run(
             command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=HOW_LONG_S,
             check=False, stdin=subprocess.DEVNULL,
@@ -166,7 +166,7 @@ def install(python: Python, venv: Path) -> None:
     if not (venv / "installed").exists():
         call([python.path, "-m", "venv", "--clear", "--without-pip", venv])
         # An environment without ensurepip (Debian's Python) is filled from outside, by the pip of the Python that runs this.
-        pip = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet"]
+        pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet"]
         call([*pip, "--editable", str(ROOT), *needed()])
         (venv / "installed").touch()
 
