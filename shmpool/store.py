@@ -384,8 +384,10 @@ class Store:
         # description: then nobody could pass the gate as long as it lives. Closed first, lest an interrupt leaves again what
         # may be another's row by then.
         fd, self.segment.fd = self.segment.fd, -1
-        unlock_all(fd)
-        self.segment.close()
+        try:
+            unlock_all(fd)
+        finally:
+            self.segment.close()
 
     def close_quietly(self) -> None:
         """Close without raising; where that is not possible now, let the row go as a killed process does."""
