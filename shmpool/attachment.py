@@ -24,7 +24,7 @@ from shmpool.errors import PoolError, PoolFullError
 from shmpool.layout import ATTACHED, PID, PROCESS_BYTES, START_TIME, WORD_SIZE
 from shmpool.ledger import Words, clear_stale_ledger, commit_ledger, finish_fold, fold, ledger_word, row_word
 from shmpool.lock import ALL_SIGNALS, ByteLock, adopt_process, forget_mutexes, is_own_process, others_hold, try_lock, unlock
-from shmpool.segment import Segment, closer, reopen
+from shmpool.segment import Segment, all_segments, closer, reopen
 
 
 class Attachment:
@@ -222,6 +222,10 @@ def _adopt() -> None:
         prepared = {id(fork.attachment): fork for fork in _forking.forks}
         for attachment in list(_attachments):
             prepared.get(id(attachment), _Fork(attachment)).finish_in_child()
+        adopted = {id(attachment.segment) for attachment in _attachments}
+        for segment in all_segments():
+            if id(segment) not in adopted:
+                segment.disown()
         adopt_process()
     _forking.forks.clear()
 

@@ -242,6 +242,11 @@ def unlock(fd: int, byte: int) -> None:
     fcntl(fd, F_OFD_SETLK, _flock(F_UNLCK, byte))
 
 
+def unlock_all(fd: int) -> None:
+    """Unlock every byte."""
+    fcntl(fd, F_OFD_SETLK, _flock(F_UNLCK, 0, 0))
+
+
 def others_hold(fd: int, first_byte: int, count: int = 1) -> bool:
     """Whether any other description has a lock on some of `count` bytes (a description's own locks do not show)."""
     answer = fcntl(fd, F_OFD_GETLK, _flock(F_WRLCK, first_byte, count))

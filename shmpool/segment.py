@@ -17,6 +17,7 @@ import os
 import re
 import resource
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
@@ -52,6 +53,7 @@ class Segment(SharedMemory):
         self.fd = -1
         opened: list[int] = []
         self._closing = closer(opened)
+        _segments.add(self)
         # The fields that SharedMemory's own methods (buf, name, size, close, __repr__) use.
         self._name = "/" + PREFIX + name
         self._fd = -1
@@ -177,6 +179,11 @@ class Segment(SharedMemory):
         self.fd = -1
         any(self._closing)
 
+    def disown(self) -> None:
+        """In a forked child, for a segment that some thread of the parent was just attaching: the locks on its description are
+        the parent's, and must not last as long as the child."""
+        self._close_fd()
+
     def replace_fd(self, opened: list[int]) -> None:
         """Lock on another description from now on, the one in `opened`, and close the one so far. Again is harmless."""
         if self.fd != opened[0]:
@@ -197,6 +204,14 @@ class Segment(SharedMemory):
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Segment is not picklable; pickle the Pool, which attaches again")
+
+
+def all_segments() -> list[Segment]:
+    """Every segment that there is in this process, those half made included."""
+    return list(_segments)
+
+
+_segments: "weakref.WeakSet[Segment]" = weakref.WeakSet()
 
 
 def create(name: str, constants: Constants) -> Segment:

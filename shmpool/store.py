@@ -28,7 +28,7 @@ from shmpool.hashing import make_hasher
 from shmpool.inspection import Finding, TopicCount, check_chunks, check_rows, check_stripe, count_topics
 from shmpool.layout import FIRST_COUNTER, GROW_BYTE, RECORD_SIZE, STRIPE_BYTES, TopicRef
 from shmpool.lifetime import Seat
-from shmpool.lock import ByteLock, StripeLock, close_semaphores, is_own_process
+from shmpool.lock import ByteLock, StripeLock, close_semaphores, is_own_process, unlock_all
 from shmpool.stripe import Item, Stripes
 
 Refs = NDArray[np.uint64]
@@ -416,7 +416,14 @@ class Store:
             return
         lifetime.leave(self.attachment)
         close_semaphores(self.seat.semaphores)
-        self.segment.close()
+        # Closing would unlock the row and the gate too, but not if a child that C code forked past the hooks shares the
+        # description: then nobody could pass the gate as long as it lives. Closed first, lest an interrupt leaves again what
+        # may be another's row by then.
+        fd, self.segment.fd = self.segment.fd, -1
+        try:
+            unlock_all(fd)
+        finally:
+            self.segment.close()
 
     def close_quietly(self) -> None:
         """Close without raising; where that is not possible now, let the row go as a killed process does."""

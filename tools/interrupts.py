@@ -17,15 +17,17 @@ import os
 import platform
 import random
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -40,6 +42,7 @@ from tests.unit.processes import Forked
 RESULTS: Final = Path(__file__).parent / "results"
 SAY_EVERY: Final = 25
 SHOTS_PER_HIT: Final = 20  # at most; else the timer misses the operation, and the count would mean nothing
+Part: TypeAlias = Callable[[str, int, int, Connection], None]
 COLUMNS: Final = ("points", "shots", "inside", "raised", "used", "swallowed")
 
 
@@ -56,6 +59,8 @@ def main() -> int:
             for operation in options.only or SCENES:
                 task = progress.add_task(operation, total=options.interrupts)
                 rows[operation] = run(operation, seed, options.interrupts, progress, task)
+                if rows[operation]["violation"] or not console.is_terminal:
+                    console.print(f"{operation}: {rows[operation]}")
     except KeyboardInterrupt:
         console.print(f"Stopped after {len(rows)} operations.")
     left = sorted(pool_files() - files)
@@ -92,8 +97,9 @@ def run(operation: str, seed: int, interrupts: int, progress: Progress, task: Ta
     """Play one operation in a process of its own, first every check point, then signals."""
     start = monotonic()
     row: dict[str, Any] = dict.fromkeys(COLUMNS, 0) | {"violation": ""}
-    for part in (every_point, signals):
-        with Forked(lambda connection, part=part: part(operation, seed, interrupts, connection)) as child:  # type: ignore[misc]
+    parts: tuple[Part, ...] = (every_point, signals)
+    for part in parts:
+        with Forked(partial(undisturbed, part, operation, seed, interrupts)) as child:
             try:
                 while (news := child.hear()) is not None:
                     row |= news
@@ -103,6 +109,12 @@ def run(operation: str, seed: int, interrupts: int, progress: Progress, task: Ta
     progress.update(task, completed=row["inside"])
     row["seconds"] = round(monotonic() - start, 1)
     return row
+
+
+def undisturbed(part: Part, operation: str, seed: int, interrupts: int, connection: Connection) -> None:
+    """A Ctrl-C is for the process that shows how far it is, and which ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    part(operation, seed, interrupts, connection)
 
 
 def every_point(operation: str, _: int, __: int, connection: Connection) -> None:

@@ -248,7 +248,9 @@ class Flush(Scene):
         self.pool.intern_many([*self.new(5), *Hit.values])
 
     def act(self) -> None:
-        self.pool.flush()
+        for _ in range(4):
+            self.pool.intern_many(Hit.values)
+            self.pool.flush()
 
 
 class Inspect(Flush):

@@ -17,8 +17,9 @@ from tests.stress.stage import Stage
 from tests.unit.interrupts import count_check_points, interrupted_at
 from tests.unit.processes import in_child
 
-POINTS = 12
-SIGNALS = 40
+POINTS = 8
+SIGNALS = 12  # that come while code of the pool runs; of all that are sent, those that miss it prove nothing
+TRIES = 400
 
 
 def strike() -> None:
@@ -53,12 +54,11 @@ def test_operation_interrupted_by_signals_leaves_nothing_behind(pool_name: str, 
         with Stage(scene) as stage, Alarm(scene, rng) as alarm:
             for _ in range(3):
                 stage.shoot(alarm.measure)
-            for shot in range(SIGNALS):
-                stage.about = f"interrupted by signal {shot}"
+            while alarm.tally.inside < SIGNALS and alarm.tally.shots < TRIES:
+                stage.about = f"interrupted by signal {alarm.tally.shots}"
                 stage.shoot(alarm.interrupt)
             return asdict(alarm.tally)
 
     tally = in_child(play)
 
-    assert tally["shots"] == SIGNALS
-    assert tally["inside"] >= SIGNALS // 10, tally
+    assert tally["inside"] == SIGNALS, tally
