@@ -290,6 +290,24 @@ def test_limit_that_went_down_lets_no_record_be_written_over(pool: Pool) -> None
         assert other.resolve_many(refs) == VALUES
 
 
+def test_chunk_beyond_a_limit_that_went_down_is_not_taken_from_its_owner(pool_name: str) -> None:
+    with Pool.create(pool_name, stripe_count=2, capacity=1000, max_value_size=1000) as pool:
+        store, geometry = store_of(pool), pool.constants.geometry
+        pool.intern_many(VALUES)
+        refs = {value: int(ref) for ref, value in pool}
+        words, last = store.segment.words, geometry.chunks_offset // WORD_SIZE + 1
+        limit, owner = words[ARENA_LIMIT_WORD], words[last]
+        words[ARENA_LIMIT_WORD] = seal(store.stripes.epoch, geometry.chunk_size)
+
+        for number in range(40):  # of either stripe: one finds its chunk gone, the other needs its next one
+            with suppress(PoolCorruptError):
+                pool.intern(b"%d" % number * 500)
+
+        assert words[last] == owner
+        words[ARENA_LIMIT_WORD] = limit
+        assert {value: pool.lookup(value) for value in VALUES} == refs
+
+
 @pytest.mark.parametrize("used", [0, 8, 48, 100, 1000])
 def test_chunk_that_went_down_lets_no_ref_get_another_value(pool: Pool, used: int) -> None:
     store = store_of(pool)
