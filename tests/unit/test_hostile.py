@@ -325,6 +325,19 @@ def test_chunk_that_went_down_lets_no_ref_get_another_value(pool: Pool, used: in
         assert other.check()
 
 
+def test_chunk_used_to_where_no_record_can_end_takes_no_insert(pool: Pool) -> None:
+    store = store_of(pool)
+    words, chunk = store.segment.words, pool.constants.geometry.chunks_offset // WORD_SIZE
+    before = words[chunk]
+    words[chunk] += 5 << 16
+
+    with pytest.raises(PoolCorruptError, match="is not its own"):
+        pool.intern(b"new")
+
+    words[chunk] = before
+    assert pool.check() == []
+
+
 def test_count_beyond_reason_is_an_error_of_ours(pool: Pool) -> None:
     row = pool.constants.geometry.stripes_offset // WORD_SIZE
     store_of(pool).segment.words[row + COUNT] = (1 << 64) - 1
