@@ -1,6 +1,6 @@
 """Mutants of full pools: damage of every kind, tried until something crashes, hangs, or hands out wrong bytes.
 
-    python -m tools.mutants [--mutants N] [--seed S] [--only N ...] [--processes N] [--json] [--save]
+    python -m tools.mutants [--mutants N] [--minutes M] [--seed S] [--only N ...] [--processes N] [--json] [--save]
 
 Every mutant is attached (or was attached before the damage), read cold, checked, inspected, inserted into and closed, in a child
 that a watchdog kills when it hangs. Exit status 0 if none did what it must not, 1 if one did, 2 if it could not be run, 130 if
@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import secrets
+import signal
 import sys
 import time
 from collections import Counter
@@ -31,7 +33,6 @@ from tests.stress.watched import Mutants, Result
 from tools.bench_intern import machine
 
 MUTANTS: Final = 100_000
-SHOWN: Final = 20
 RESULTS: Final = Path(__file__).parent / "results"
 
 
@@ -41,6 +42,7 @@ def main() -> int:
     violations: list[Result] = []
     started = time.monotonic()
     status = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell that put this in the background ignores it
     try:
         mutants = Mutants(f"mutants-{os.getpid()}", options.seed)
         numbers = options.only or range(options.mutants)
@@ -48,6 +50,9 @@ def main() -> int:
             tally[result.region, result.outcome] += 1
             if result.outcome in VIOLATIONS:
                 violations.append(result)
+                print(f"mutant {result.number} ({result.outcome})", *result.complaints, sep="\n    ", file=sys.stderr, flush=True)
+            if time.monotonic() - started > options.minutes * 60:
+                break
     except KeyboardInterrupt:
         status = 130
     except (PoolError, OSError) as error:
@@ -59,7 +64,7 @@ def main() -> int:
     if options.json:
         print(json.dumps(record, indent=2))
     else:
-        show(record, tally, violations)
+        show(record, tally)
     return status or (1 if violations else 0)
 
 
@@ -67,6 +72,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mutants", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--mutants", type=int, default=MUTANTS, help="default %(default)s")
     parser.add_argument("--seed", type=int, help="default: a new one, shown with the figures")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so many, with those tried by then")
     parser.add_argument("--only", type=int, nargs="+", metavar="N", help="try the mutants of these numbers and no others")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="default: one per core (%(default)s)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
@@ -112,7 +118,7 @@ def summarise(
     }
 
 
-def show(record: dict[str, Any], tally: Counter[tuple[str, str]], violations: list[Result]) -> None:
+def show(record: dict[str, Any], tally: Counter[tuple[str, str]]) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=130)
     table = Table(box=SIMPLE_HEAD, title=f"{record['mutants']:,} mutants, seed {record['seed']}, {record['seconds']} s")
     columns = [outcome for outcome in (*HARMLESS, *VIOLATIONS) if outcome in HARMLESS or outcome in record["outcomes"]]
@@ -124,9 +130,7 @@ def show(record: dict[str, Any], tally: Counter[tuple[str, str]], violations: li
     table.add_section()
     table.add_row("all", *(f"{record['outcomes'].get(outcome, 0):,}" for outcome in columns))
     console.print(table)
-    for violation in violations[:SHOWN]:
-        print(f"mutant {violation.number} ({violation.outcome})", *violation.complaints, sep="\n    ")
-    print(f"{len(violations)} violations" + (f", {SHOWN} shown" if len(violations) > SHOWN else ""))
+    print(f"{record['violations']} violations")
 
 
 if __name__ == "__main__":

@@ -290,6 +290,24 @@ def test_limit_that_went_down_lets_no_record_be_written_over(pool: Pool) -> None
         assert other.resolve_many(refs) == VALUES
 
 
+def test_chunk_beyond_a_limit_that_went_down_is_not_taken_from_its_owner(pool_name: str) -> None:
+    with Pool.create(pool_name, stripe_count=2, capacity=1000, max_value_size=1000) as pool:
+        store, geometry = store_of(pool), pool.constants.geometry
+        pool.intern_many(VALUES)
+        refs = {value: int(ref) for ref, value in pool}
+        words, last = store.segment.words, geometry.chunks_offset // WORD_SIZE + 1
+        limit, owner = words[ARENA_LIMIT_WORD], words[last]
+        words[ARENA_LIMIT_WORD] = seal(store.stripes.epoch, geometry.chunk_size)
+
+        for number in range(40):  # of either stripe: one finds its chunk gone, the other needs its next one
+            with suppress(PoolCorruptError):
+                pool.intern(b"%d" % number * 500)
+
+        assert words[last] == owner
+        words[ARENA_LIMIT_WORD] = limit
+        assert {value: pool.lookup(value) for value in VALUES} == refs
+
+
 @pytest.mark.parametrize("used", [0, 8, 48, 100, 1000])
 def test_chunk_that_went_down_lets_no_ref_get_another_value(pool: Pool, used: int) -> None:
     store = store_of(pool)
@@ -305,6 +323,19 @@ def test_chunk_that_went_down_lets_no_ref_get_another_value(pool: Pool, used: in
             with suppress(PoolError):
                 assert other.resolve(TopicRef(ref)) == value
         assert other.check()
+
+
+def test_chunk_used_to_where_no_record_can_end_takes_no_insert(pool: Pool) -> None:
+    store = store_of(pool)
+    words, chunk = store.segment.words, pool.constants.geometry.chunks_offset // WORD_SIZE
+    before = words[chunk]
+    words[chunk] += 5 << 16
+
+    with pytest.raises(PoolCorruptError, match="is not its own"):
+        pool.intern(b"new")
+
+    words[chunk] = before
+    assert pool.check() == []
 
 
 def test_count_beyond_reason_is_an_error_of_ours(pool: Pool) -> None:
