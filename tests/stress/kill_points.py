@@ -117,13 +117,14 @@ class Operation:
 
 @dataclass
 class Tally:
-    """What was tried of an operation: `survivors_s` has the survivor's time of each kill point."""
+    """What was tried of an operation: `survivors_s` has the survivor's time of each kill point, at its last try."""
 
     survivors_s: list[float] = field(default_factory=list)
     stores: int = 0
     calls: int = 0
     rollbacks: int = 0
     rollforwards: int = 0
+    retried: int = 0
     violations: list[str] = field(default_factory=list)
 
     @property
@@ -169,7 +170,8 @@ class KillPoints:
 
     def _try(self, operation: Operation, at: int, tally: Tally) -> tuple[Step | None, int]:
         """The step before which the process was killed, if it had that many, and the memory the pool has at the end."""
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
+            tally.retried += attempt > 0
             with Scene(f"{self._files.prefix}-{next(self._serial)}", operation.options) as scene:
                 step = self._kill_and_judge(operation, scene, at)
             if scene.survivor_s <= SURVIVOR_LIMIT_S:
