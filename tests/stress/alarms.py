@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
@@ -19,6 +19,7 @@ from tests.stress.interrupting import Scene
 
 _PACKAGE: Final = str(Path(shmpool.__file__).parent)
 RAISES: Final = (KeyboardInterrupt, SystemExit, TimeoutError, None)  # None: the handler returns, and the operation goes on
+PATIENCE_S: Final = 10.0
 RAISED: Final = (KeyboardInterrupt, SystemExit, TimeoutError)
 
 
@@ -42,7 +43,7 @@ class Alarm:
         self.tally = Tally()
         self._took_s = 0.0
         self._raises: type[BaseException] | None = None
-        self._uses = False
+        self._uses = self._came = False
 
     def __enter__(self) -> Self:
         signal.signal(signal.SIGALRM, self._handle)
@@ -62,6 +63,7 @@ class Alarm:
     def interrupt(self, act: Callable[[], object]) -> None:
         self._raises = self.rng.choice(RAISES)
         self._uses = self.rng.random() < 0.3
+        self._came = False
         delay_s = max(self.rng.uniform(0, 1.2) * self._took_s, 2e-6)
         self.tally.shots += 1
         try:
@@ -69,12 +71,17 @@ class Alarm:
                 signal.setitimer(signal.ITIMER_REAL, delay_s)
                 act()
             finally:
-                # Whichever call here the signal still precedes raises inside the outer `try`; the timer fires only once.
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                # The timer fires only once. Where it did, its handler is waited for, inside the outer `try`: the kernel may have
+                # given the signal to a thread that is just ending.
+                left_s, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+                deadline = perf_counter() + PATIENCE_S
+                while left_s == 0 and not self._came and perf_counter() < deadline:
+                    sleep(1e-4)
         except RAISED:
             self.tally.raised += 1
 
     def _handle(self, _: int, frame: FrameType | None) -> None:
+        self._came = True
         while frame is not None and not frame.f_code.co_filename.startswith(_PACKAGE):
             frame = frame.f_back
         self.tally.inside += frame is not None

@@ -180,6 +180,38 @@ def test_child_forked_while_another_thread_attaches_keeps_no_row_of_its_parents_
         assert set(pids) == own
 
 
+def test_parent_killed_while_it_attaches_has_no_live_row_though_its_children_go_on(pool_name: str) -> None:
+    read, write = os.pipe()
+
+    def attach_and_fork(connection: Connection) -> None:
+        def attach_and_close() -> None:
+            while True:
+                Pool.attach(pool_name).close()
+
+        threading.Thread(target=attach_and_close, daemon=True).start()
+        children = []
+        for _ in range(20):
+            children.append(os.fork())
+            if children[-1] == 0:
+                os.close(write)
+                os.read(read, 1)  # until the test has seen what it wants
+                os._exit(0)
+        connection.send(children)
+        connection.recv()
+
+    with Pool.create(pool_name) as pool, Forked(attach_and_fork) as parent:
+        children = parent.hear()
+        parent.kill()
+
+        pids = live_pids(pool)
+
+        os.close(write)
+        assert all(wait_for_exit(pid) for pid in children)
+        assert parent.pid not in pids
+        assert set(children) <= set(pids)
+    os.close(read)
+
+
 # ---- handlers and finalizers
 
 
