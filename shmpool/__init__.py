@@ -11,6 +11,8 @@ General layout. A module imports only from groups above its own:
     lock         byte locks and turnstiles
     ledger       what each process has counted
     attachment   process rows, liveness, fork
+    _engine      find and insert, in C
+    engine       whether that is used
     table        slots: find, build
     arena        records: write, read, walk
     cache        refs a process remembers, and their uses
@@ -33,6 +35,7 @@ if not sys.platform.startswith("linux"):
         f"{sys.platform} has neither. Nothing was changed."
     )
 
+from shmpool.engine import ENGINE
 from shmpool.errors import (
     PoolBusyError,
     PoolClosedError,
@@ -49,6 +52,7 @@ from shmpool.layout import TopicRef
 from shmpool.pool import Pool
 
 __all__ = [
+    "ENGINE",
     "Counters",
     "Finding",
     "Pool",

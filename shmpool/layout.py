@@ -119,6 +119,10 @@ CHUNK_EPOCH_SHIFT: Final = 48
 CHUNK_USED_SHIFT: Final = 16
 CHUNK_USED_MASK: Final = (1 << 32) - 1
 CHUNK_OWNER_MASK: Final = 0xFFFF
+# A sealed word: 1 + what the rest leaves when divided by 251 << 56 | epoch << 40 | value.
+SEAL_MODULUS: Final = 251
+SEAL_SHIFT: Final = 56
+SEAL_EPOCH_SHIFT: Final = 40
 
 MIN_TABLE_BITS: Final = 9  # 512 slots: one page
 MAX_TABLE_BITS: Final = 30
@@ -140,16 +144,16 @@ def seal(epoch: int, value: int) -> int:
 
     Whole regions hang on these few words; the check finds every single flipped bit. 0 is no sealed word.
     """
-    body = epoch << 40 | value
-    return (body % 251 + 1) << 56 | body
+    body = epoch << SEAL_EPOCH_SHIFT | value
+    return (body % SEAL_MODULUS + 1) << SEAL_SHIFT | body
 
 
 def unseal(word: int) -> tuple[int, int] | None:
     """The epoch and value of a sealed word, (0, 0) of one never written, None of one that is damaged."""
     if not word:
         return 0, 0
-    body = word & (1 << 56) - 1
-    return (body >> 40, body & LOW_40) if word >> 56 == body % 251 + 1 else None
+    body = word & (1 << SEAL_SHIFT) - 1
+    return (body >> SEAL_EPOCH_SHIFT, body & LOW_40) if word >> SEAL_SHIFT == body % SEAL_MODULUS + 1 else None
 
 
 def _word_of(dtype: np.dtype[np.void], field: str) -> int:

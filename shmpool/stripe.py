@@ -9,7 +9,8 @@ intent and is done, or looks which of the records at the intended place a slot p
 those. Each of its own stores can be repeated, so it may die and be run again.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from operator import invert
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ from shmpool.arena import (
     read_record,
     walk,
 )
+from shmpool.engine import make_engine
 from shmpool.errors import PoolCorruptError, PoolFullError
 from shmpool.layout import (
     ARENA_LIMIT_WORD,
@@ -79,6 +81,7 @@ class Stripes:
         self.segment = segment
         self.geometry = segment.constants.geometry
         self._grow_lock = grow_lock
+        self.engine = make_engine(segment.words, segment.constants)
         self._stripes_word = self.geometry.stripes_offset // WORD_SIZE
         self.counts = slice(
             self._stripes_word + COUNT, self._stripes_word + self.geometry.stripe_count * STRIPE_WORDS, STRIPE_WORDS
@@ -94,6 +97,8 @@ class Stripes:
     def refresh(self) -> None:
         """Read the epoch, after attaching and after a reset. It cannot change otherwise: a reset needs the pool to itself."""
         self.epoch, self.origin = self.segment.read_epoch()
+        if self.engine:
+            self.engine.epoch = self.epoch
         self._tables = [_EMPTY] * self.geometry.stripe_count
         self._limit = (0, 0)  # the arena's limit word, and the bytes it stands for
 
@@ -137,8 +142,12 @@ class Stripes:
             if offset >= 0 or words[row] == state:
                 return offset
 
-    def find_many(self, stripe: int, items: Sequence[tuple[int, bytes]]) -> list[int]:
+    def find_many(self, stripe: int, items: list[tuple[int, bytes]]) -> list[int]:
         """`find` for hashes and values of one stripe, without its overhead for each."""
+        if self.engine:
+            found = self.engine.find_many(items)
+            if len(found) == len(items):
+                return found
         words, data = self.segment.words, self.segment.data
         row = self._stripes_word + stripe * STRIPE_WORDS
         while True:
@@ -203,8 +212,17 @@ class Stripes:
         """Records of all stripes, exact while nobody inserts. About 0.5 us for 16 stripes."""
         return sum(self.segment.words[self.counts])
 
+    def insert(self, value: bytes) -> int | None:
+        """The compiled engine's way for one value, with room for it, under its stripe's lock: its offset, or None and nothing was
+        changed. About 0.2 us."""
+        offset = self.engine.insert(value) if self.engine else None
+        if offset is None or offset >= 0:
+            return offset
+        self.inserts += 1
+        return ~offset
+
     def find_or_insert(
-        self, stripe: int, seen: int, items: Sequence[Item], room: int
+        self, stripe: int, seen: int, items: list[Item], room: int
     ) -> tuple[list[int], PoolFullError | None]:
         """The arena offsets of distinct values that `find` missed, inserting those that are missing still.
 
@@ -212,6 +230,28 @@ class Stripes:
         fewer offsets than items, at the first that would be insert number `room` + 1, or, with an error, for which the stripe,
         the arena or the host's memory has no room. Those before are inserted then, and nothing else is changed.
         """
+        if not self.engine:
+            return self._find_or_insert(stripe, seen, items, room)
+        offsets: list[int] = []
+        last = self.inserts + room
+        while True:
+            # A damaged count can make the room less than any number that C has.
+            found = self.engine.insert_many(items, max(0, min(last - self.inserts, len(items))))
+            self.inserts += sum(map((0).__gt__, found))
+            offsets += map(max, found, map(invert, found))
+            if len(found) == len(items):
+                return offsets, None
+            # One that needs a table, a chunk, a recovery, or an error.
+            other, error = self._find_or_insert(stripe, seen, [items[len(found)]], last - self.inserts)
+            offsets += other
+            items = items[len(found) + 1 :]
+            if not other or not items:
+                return offsets, error
+
+    def _find_or_insert(
+        self, stripe: int, seen: int, items: list[Item], room: int
+    ) -> tuple[list[int], PoolFullError | None]:
+        """`find_or_insert`, all in Python."""
         words = self.segment.words
         row = self._stripes_word + stripe * STRIPE_WORDS
         table = self._locate(stripe, words[row + TABLE])

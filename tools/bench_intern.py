@@ -3,7 +3,8 @@
     python tools/bench_intern.py [--rounds N] [--json] [--save]
 
 Every figure is a median over rounds; the operations and their rivals take turns within a round, so that what disturbs one
-disturbs the other. The ratio of a repeated intern or lookup to the dict function is the median of the rounds' ratios. Each
+disturbs the other. Where the compiled engine is in use, the misses of plain Python follow, measured by a process of its own right
+after. The ratio of a repeated intern or lookup to the dict function is the median of the rounds' ratios. Each
 call there gets a fresh bytes object, as a parser would make it, so that no hash is remembered from the call before.
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter_ns
 
-from shmpool import Pool
+from shmpool import ENGINE, Pool
 
 TARGETS = {  # (figure, bound, unit)
     "intern_hit_ratio": (1.5, "x dict function"),
@@ -29,6 +30,7 @@ TARGETS = {  # (figure, bound, unit)
     "empty_pool_kib": (512.0, "KiB"),
     "bytes_a_topic": (64.0, "bytes beyond the value"),
 }
+PLAIN = ("first_lookup_us", "insert_us", "intern_many_us", "lookup_many_us")  # what the engine makes cheaper
 UNITS = {"counter_bytes_a_topic_and_process": "bytes"}
 RESULTS = Path(__file__).parent / "results"
 HOT = 256
@@ -169,6 +171,15 @@ def measure_memory(name: str) -> dict[str, float]:
     }
 
 
+def measure_plain(rounds: int) -> dict[str, float]:
+    """The same with SHMPOOL_ENGINE=python."""
+    command = [sys.executable, __file__, "--json", "--rounds", str(rounds)]
+    environment = os.environ | {"SHMPOOL_ENGINE": "python"}
+    output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+    figures = json.loads(output)["figures"]
+    return {f"plain_{name}": figures[name] for name in PLAIN}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="What interning costs, beside a dict function in the same run.")
     parser.add_argument("--rounds", type=int, default=15)
@@ -186,6 +197,8 @@ def main() -> None:
     figures |= measure_misses(name, options.rounds)
     figures |= measure_batches(name, max(options.rounds // 3, 3))
     figures |= measure_memory(name)
+    if ENGINE == "compiled":
+        figures |= measure_plain(max(options.rounds // 3, 3))
     command = " ".join(["python", "tools/" + Path(sys.argv[0]).name, *sys.argv[1:]])
     record = json.dumps({"command": command, **machine(), "figures": figures}, indent=2)
     if options.save:
@@ -198,7 +211,7 @@ def main() -> None:
 
 
 def show(figures: dict[str, float], rounds: int) -> None:
-    print(f"CPython {platform.python_version()}, {os.cpu_count()} cores, medians of {rounds} rounds")
+    print(f"{ENGINE} engine, CPython {platform.python_version()}, {os.cpu_count()} cores, medians of {rounds} rounds")
     for figure, value in figures.items():
         bound, unit = TARGETS.get(figure, (None, UNITS.get(figure, "us")))
         verdict = "" if bound is None else f"at most {bound:g}: {'met' if value <= bound else 'MISSED'}"
@@ -207,6 +220,7 @@ def show(figures: dict[str, float], rounds: int) -> None:
 
 def machine() -> dict[str, object]:
     return {
+        "engine": ENGINE,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "kernel": platform.release(),

@@ -3,8 +3,8 @@
 Only the standard library is used, because this file runs before anything is installed; and no syntax newer than
 Python 3.6's, so that an old Python gets a sentence rather than a SyntaxError.
 
-`.venv` is made when it is missing and filled again when pyproject.toml has changed. Runs that start together do
-that one at a time: one installs, the others wait and find it done.
+`.venv` is made when it is missing and filled again when pyproject.toml or a C source has changed. Runs that start together
+do that one at a time: one installs, the others wait and find it done.
 """
 
 import sys
@@ -37,7 +37,7 @@ usage: python3 tools/dev.py COMMAND [ARGS]
   test [ARGS]            run ruff, mypy and pytest; ARGS go to pytest
   bench [NAME [ARGS]]    run tools/bench_NAME.py, or all of them
 
-Each first makes .venv if it is missing, and fills it again if pyproject.toml has changed."""
+Each first makes .venv if it is missing, and fills it again if pyproject.toml or a C source has changed."""
 
 
 def main(arguments: list[str]) -> int:
@@ -132,15 +132,15 @@ def set_up() -> None:
 def digest() -> str:
     """Of all that decides what `.venv` holds.
 
-    That is the project's metadata, its place (the install points back at it), and the version of the Python behind
-    `.venv`, which may have been upgraded or be gone.
+    That is the project's metadata, its C sources, its place (the install points back at it), and the version of the
+    Python behind `.venv`, which may have been upgraded or be gone.
     """
     try:
         version = run_quietly([PYTHON, "--version"]).stdout
     except OSError:
         version = ""
-    metadata = (ROOT / "pyproject.toml").read_bytes()
-    return hashlib.sha256(b"\0".join((os.fsencode(ROOT), version.encode(), metadata))).hexdigest()
+    sources = [path.read_bytes() for path in (ROOT / "pyproject.toml", *sorted((ROOT / "shmpool").glob("*.c")))]
+    return hashlib.sha256(b"\0".join((os.fsencode(ROOT), version.encode(), *sources))).hexdigest()
 
 
 def installed() -> str | None:

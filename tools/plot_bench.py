@@ -30,13 +30,18 @@ def main() -> None:
     plot, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
     for place, (label, figure, bound) in enumerate(reversed(ROWS)):
         cost = figures[figure]
+        plain = figures.get(f"plain_{figure}")
+        if plain:
+            axes.plot([cost, plain], [place, place], color="#4c8fc9", linewidth=1.5, linestyle=":", zorder=1)
+            axes.plot([plain], [place], marker="|", markersize=11, color="#4c8fc9")
+            axes.annotate("plain Python", (plain, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
         axes.barh(place, cost, height=0.62, color="#d98032" if label.startswith("dict") else "#4c8fc9")
-        axes.annotate(f"{cost:.2g} us", (cost, place), (4, 0), textcoords="offset points", va="center")
+        axes.annotate(f"{cost:.2g} us", (cost, place), (-4, 0), textcoords="offset points", va="center", ha="right", color="w")
         if bound:
             axes.plot([bound, bound], [place - 0.4, place + 0.4], color="#d03a3a", linewidth=2, zorder=3)
     axes.set_yticks(range(len(ROWS)), [label for label, *_ in reversed(ROWS)], color=INK)
     axes.set_xscale("log")
-    axes.set_xlim(0.03, 40)
+    axes.set_xlim(0.02, 90)
     axes.set_xlabel("us a call, median, logarithmic; red: the bound", color=INK)
     axes.tick_params(colors=INK)
     for side in axes.spines.values():

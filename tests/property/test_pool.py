@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from shmpool import Pool, PoolBusyError, PoolClosedError, PoolFullError, PoolNotFoundError, TopicRef
 from shmpool.arena import make_record
 from tests.model import Model, assert_sound, refuses
+from tests.unit.inside import ENGINES, engine_chosen
 
 CAPACITY = 1100  # so that a table of 512 slots grows twice, and the pool gets full
 RESERVE = 100
@@ -200,7 +201,8 @@ class PoolMachine(RuleBasedStateMachine):
         if which in self.pools:
             self.pools.pop(which).close()
         if self.pools or self.options["persistent"]:
-            self.pools[which] = Pool.attach(self.name, cache_size=CACHE_SIZES[which])
+            with engine_chosen(ENGINES[which % len(ENGINES)]):
+                self.pools[which] = Pool.attach(self.name, cache_size=CACHE_SIZES[which])
             return
         with pytest.raises(PoolNotFoundError):
             Pool.attach(self.name)

@@ -15,6 +15,7 @@ import pytest
 
 from shmpool import Pool, PoolNotFoundError, TopicRef
 from tests.model import assert_sound
+from tests.unit.inside import ENGINES, engine_chosen
 from tests.unit.processes import DEADLINE_S, Forked, independent
 
 SLOTS = 8
@@ -54,7 +55,7 @@ def test_workers_their_forks_and_strangers_get_one_ref_for_each_topic(
 ) -> None:
     judge_at_the_end(judge_identity, {"began": slot})
     rng = random.Random(f"{seed} {slot}")
-    with Pool.open(one_pool_per_run, cache_size=rng.choice((16, 4096)), **OPTIONS) as pool:
+    with engine_chosen(rng.choice(ENGINES)), Pool.open(one_pool_per_run, cache_size=rng.choice((16, 4096)), **OPTIONS) as pool:
         seeds = [rng.getrandbits(32) for _ in range(3)]
 
         with (

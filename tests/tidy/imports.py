@@ -20,8 +20,8 @@ class Import:
 
 
 def modules(root: Path, package: str) -> dict[str, Path]:
-    """The modules of a flat package by name, `__init__` and `__main__` too."""
-    return {path.stem: path for path in sorted((root / package).glob("*.py"))}
+    """The modules of a flat package by name, `__init__` and `__main__` too, and the stubs of compiled ones."""
+    return {path.stem: path for path in sorted((root / package).glob("*.py*")) if path.suffix in (".py", ".pyi")}
 
 
 def imports_of(root: Path, path: Path) -> Iterator[Import]:

@@ -42,6 +42,8 @@ class Project:
             folder.mkdir(parents=True)
         shutil.copy(DEV, self.root / "tools" / "dev.py")
         (self.root / "pyproject.toml").write_text("# as first installed\n")
+        (self.root / "shmpool").mkdir()
+        (self.root / "shmpool" / "_engine.c").write_text("/* as first built */\n")
         (self.root / "tools" / "bench_one.py").write_text("import sys; print('bench', sys.prefix, sys.argv[1:])")
         for name, code in STAND_INS.items():
             (self.stand_ins / f"{name}.py").write_text(code)
@@ -84,10 +86,11 @@ def test_second_run_installs_nothing(project: Project) -> None:
     assert len(project.installs()) == 1
 
 
-def test_changed_pyproject_is_installed_again(project: Project) -> None:
+@pytest.mark.parametrize("path", ["pyproject.toml", "shmpool/_engine.c"])
+def test_what_decides_the_install_is_installed_again_when_it_changed(project: Project, path: str) -> None:
     project.run("bench")
 
-    (project.root / "pyproject.toml").write_text("# with another dependency\n")
+    (project.root / path).write_text("something else\n")
     status, _ = project.run("bench")
 
     assert status == 0

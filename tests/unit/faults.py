@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import posix_ipc
 
-from shmpool import lock
+from shmpool import engine, lock
 from shmpool.segment import Segment
 from tests.unit.processes import ChildDiedError, Forked
 
@@ -55,7 +55,8 @@ def killed_at(step: int, act: Callable[[Faults], object]) -> bool:
 
 
 def install(faults: Faults) -> Faults:
-    """Watch every pool that this process attaches from now on."""
+    """Watch every pool that this process attaches from now on, in plain Python: what C stores is not seen from here."""
+    engine.ENGINE = "python"
     _wrap_segments(faults)
     for name in ("posix_fallocate", "ftruncate", "link", "unlink", "chmod"):
         setattr(os, name, _counted(getattr(os, name), faults.step))

@@ -197,7 +197,7 @@ def test_insert_interrupted_at_any_point_is_whole_or_undone_and_the_pool_goes_on
                     return point
         raise AssertionError
 
-    assert in_child(try_all) > 20
+    assert in_child(try_all) > 15
 
 
 @needs_opcode_tracing
