@@ -109,7 +109,7 @@ static bool locate(const Engine *self, const uint64_t *words, uint64_t stripe, T
     table->state = load(words + self->stripes_word + stripe * STRIPE_WORDS + TABLE);
     table->slot_count = 0;
     if (!unseal(table->state, &epoch, &place)) return false;
-    if (epoch != self->epoch) return true;
+    if (epoch != self->epoch) return epoch < self->epoch;
     uint64_t bits = place & 0xFF, region = place >> 8;
     if (bits < self->min_table_bits || bits > self->max_table_bits || region > 1) return false;
     table->slot_count = (uint64_t)1 << bits;
@@ -123,6 +123,7 @@ static bool read_limit(const Engine *self, const uint64_t *words, uint64_t *limi
 {
     uint64_t epoch;
     if (!unseal(load(words + ARENA_LIMIT_WORD), &epoch, limit)) return false;
+    if (epoch > self->epoch) return false;
     if (epoch != self->epoch) *limit = 0;
     return *limit <= self->arena_size && *limit % self->chunk_size == 0;
 }
@@ -210,7 +211,9 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
         || taken > self->chunk_size - used)
         return ODD;
     uint64_t offset = chunk * self->chunk_size + used, *record = words + self->arena_word + offset / 8;
-    if (record[1] & META_LIVE && points_at(self, words, record[0], offset)) return ODD; /* should be free and holds a record */
+    /* What should be free holds a record: the chunk is used further than it says, and its refs must not get other values. */
+    for (uint64_t i = 0; i < taken / 8 && offset + 8 * i + RECORD_SIZE <= limit; i++)
+        if (record[i + 1] & META_LIVE && points_at(self, words, record[i], offset + 8 * i)) return ODD;
     store(row + INTENT, (uint64_t)INTENT_INSERT << INTENT_SHIFT | offset);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* plain stores below stay below; all later words are stored with release */
     store(record, hash);
