@@ -90,6 +90,7 @@ def find_without_bounds(
 def test_control_that_follows_any_slot_crashes_and_the_next_mutant_is_tried(
     new_pool_name: Callable[[], str], seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(stripe, "make_engine", lambda *_: None)
     monkeypatch.setattr(stripe, "find", find_without_bounds)
 
     crashes = (result for result in first_violations(new_pool_name(), seed) if result.outcome == "crashed")
