@@ -67,7 +67,7 @@ class Case:
         return [*bounds, *([f"-D{self.variant}"] if self.variant else [])]
 
 
-SAFE: Final = "exclusion, recovery first, no deadlock, few tokens"
+SAFE: Final = "exclusion, recovery first, few tokens"
 ENDS: Final = "everyone gets in and out again"
 CASES: Final = (
     Case("", is_sound=True, why=SAFE),

@@ -4,16 +4,17 @@
  * What is modelled. A step here is a system call or a store there, and anything may happen between two steps:
  *   tokens    the turnstile, a counting semaphore; it knows no owner
  *   holder    the byte lock, which the kernel frees, some time after its holder's death
- *   intent    the stripe's intent word, and record and slot, the two things an insert has to change together
+ *   intent    the stripe's intent word; half says that of what an insert writes one thing is there and another is not
  * A process dies at any step: what it knew is gone, its token too, and the byte only once the kernel has reaped it. A
  * handler's exception strikes at any step of the `try`, which is then left through its `finally`. A stopped process is one that
  * takes no step for as long as others take any number of theirs. A timed wait may time out at any instant, also when a
- * token is there. The turnstile starts with any number of tokens from 0 to one for each process, as after a storm.
+ * token is there. The turnstile starts with any number of tokens from 0 to one for each process, as after a storm. The model
+ * believes that the kernel's byte lock excludes, and that stores are seen in order.
  *
  * Two ways to run it:
  *   without ROUNDS   every process comes back for ever, dead ones are replaced, and deaths and strikes never end. The
  *                    state space is finite all the same, so what is shown holds for any number of them: mutual exclusion,
- *                    recovery before anything else, tokens bounded by the processes, no deadlock.
+ *                    recovery before anything else, tokens bounded by the processes. (That all stop would not show: deaths go on.)
  *   with ROUNDS      every process comes ROUNDS times and at most DEATHS die (and STRIKES strike). Then `ends` holds
  *                    under weak fairness: everyone who is not dead gets in and out again, so no wake-up is lost for ever.
  * (Not shown, because it is not so: that nobody is overtaken for ever by others who never stop coming.)
