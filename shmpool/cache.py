@@ -50,11 +50,12 @@ class Cache:
 
     def pending(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
         """Uses since the last `settle`: refs and their uses, shapes (n,), and what to settle with. About 50 ns a cell."""
-        lefts = np.fromiter(map(length_hint, map(itemgetter(1), self._all)), np.int64)
+        cells, settled = self._all, self._lefts  # a signal handler's clear puts others in their place
+        lefts = np.fromiter(map(length_hint, map(itemgetter(1), cells)), np.int64)
         before = np.full(len(lefts), _FULL)
-        before[: len(self._lefts)] = self._lefts
+        before[: len(settled)] = settled
         used = np.flatnonzero(before != lefts)
-        refs = np.array([self._all[place][0] for place in used.tolist()], np.uint64)
+        refs = np.array([cells[place][0] for place in used.tolist()], np.uint64)
         return refs, (before - lefts)[used].astype(np.uint64), lefts
 
     def settle(self, lefts: NDArray[np.int64]) -> None:
