@@ -119,11 +119,11 @@ def find(given: list[Path] | None) -> list[Python]:
 
 
 def candidates() -> Iterator[Path]:
-    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    yield from sorted(versions.glob("*/bin/python3"))
-    for folder in os.get_exec_path():
-        if Path(folder).name != "shims":  # pyenv's, of the versions above
-            yield from sorted(each for each in Path(folder).glob("python3.*") if re.fullmatch(r"python3\.\d+", each.name))
+    for folder in map(Path, os.get_exec_path()):
+        if folder.name == "shims":  # pyenv's, which choose one of its versions by where they are called
+            yield from sorted((folder.parent / "versions").glob("*/bin/python3"))
+        else:
+            yield from sorted(each for each in folder.glob("python3.*") if re.fullmatch(r"python3\.\d+", each.name))
 
 
 def ask(path: Path) -> Python | None:

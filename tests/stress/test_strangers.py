@@ -111,7 +111,8 @@ for line in sys.stdin:
             with Pool.attach(pool_name) as pool:
                 assert sorted(live_pids(pool)) == sorted([os.getpid(), third.process.pid])
                 assert pool.check() == []
-    Pool.unlink(pool_name)
+    with pytest.raises(PoolNotFoundError):
+        Pool.attach(pool_name)
 
 
 # ---- worker pools
