@@ -335,6 +335,8 @@ class Store:
         """Forget every ref; the uses are counted first, those that other threads make meanwhile included."""
         with self._flushing:
             self.cache.close_cells()
+            if self._is_flushing:
+                return  # in a signal handler, inside a flush that goes on with the cells: the next emptying drops them
             self.flush()
             dropped = self.cache.clear()
             if dropped:
@@ -367,6 +369,9 @@ class Store:
     def reset(self) -> None:
         """Drop every topic. Raises PoolBusyError while anyone else is attached."""
         self.check_open()
+        with self._flushing:
+            if self._is_flushing:  # this is a signal handler inside a flush, whose refs it would make stale
+                self.seat.gate.refuse_reentry()
         self.empty_cache()
         self.seat.gate.run(self._lock_all_and_reset, 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
@@ -113,6 +114,58 @@ def test_handler_that_interns_at_any_point_gets_the_ref_or_is_refused_and_harms_
         raise AssertionError
 
     assert in_child(try_all) > 15
+
+
+def test_handler_at_any_point_of_a_batch_neither_loses_an_insert_from_the_count_nor_breaks_a_full_cache(pool_name: str) -> None:
+    def try_all() -> int:
+        with Pool.create(pool_name, stripe_count=16, cache_size=2) as pool:
+
+            def handle() -> None:
+                with suppress(PoolBusyError):
+                    pool.intern(b"handler's %d" % point)
+                    pool.lookup(b"0 of %d" % point)
+
+            for point in count(1):
+                values = [b"%d of %d" % (number, point) for number in range(3)]
+                pool.intern(values[0])
+                struck = interrupted_at(point, handle, partial(pool.intern_many, values))
+                assert store_of(pool).stripes.inserts == len(pool)
+                if not struck:
+                    assert pool.stats().total.inserts == len(pool)
+                    assert_sound(pool, {value: int(ref) for ref, value in pool})
+                    return point
+        raise AssertionError
+
+    assert in_child(try_all) > 100
+
+
+def test_reset_from_a_handler_inside_a_flush_is_refused(pool_name: str) -> None:
+    def try_all() -> tuple[int, int]:
+        with Pool.create(pool_name, stripe_count=1) as pool:
+            outcomes = {True: 0, False: 0}
+
+            def handle() -> None:
+                try:
+                    pool.reset()
+                except PoolBusyError:
+                    outcomes[False] += 1
+                else:
+                    outcomes[True] += 1
+
+            for point in count(1):
+                pool.intern(b"x")
+                pool.intern(b"x")
+                struck = interrupted_at(point, handle, pool.flush)
+                pool.intern(b"x")
+                pool.flush()
+                if not struck:
+                    return outcomes[True], outcomes[False]
+        raise AssertionError
+
+    done, refused = in_child(try_all)
+
+    assert done > 0
+    assert refused > 5
 
 
 def test_closing_from_inside_an_operation_is_refused_and_the_operation_goes_on(pool_name: str) -> None:
