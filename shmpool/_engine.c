@@ -33,6 +33,7 @@ enum {
 };
 #define LOW_40 (((uint64_t)1 << 40) - 1)
 #define META_LIVE ((uint64_t)1 << 63)
+#define MOST_PROBES ((uint64_t)1 << 18) /* three times what the largest value's space can need of an honest table */
 
 static const int64_t ODD = INT64_MIN; /* for stripe.py to look at; no offset and no ~index is that */
 
@@ -50,6 +51,8 @@ typedef struct {
     uint64_t state, word, slot_count;
 } Table;
 
+/* The one way to read a word: once. What another process may change at any time must not be read again after it was checked, and
+ * the compiler may read a plain word as often as it likes. */
 static inline uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
 
 static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
@@ -144,7 +147,7 @@ static int64_t search(const Engine *self, const uint64_t *words, const Table *ta
         uint64_t offset = slot & LOW_40 & ~(uint64_t)7;
         if (offset + RECORD_SIZE + size <= limit) {
             const uint64_t *record = words + self->arena_word + offset / 8;
-            if ((record[1] & META_SIZE_MASK) == size && !memcmp(record + RECORD_WORDS, value, size)) return (int64_t)offset;
+            if ((load(record + 1) & META_SIZE_MASK) == size && !memcmp(record + RECORD_WORDS, value, size)) return (int64_t)offset;
         }
         ruled_out = false;
     }
@@ -175,13 +178,16 @@ static int64_t find(const Engine *self, const uint64_t *words, uint64_t hash, co
 /* ---- an insert, for who holds the stripe's lock */
 
 /* Whether a slot on the probe path of a hash points at an offset: a record that is inserted, not one that a reset or a rolled
- * back insert left behind. A table word that makes no sense counts as yes, so that nothing is overwritten. */
-static bool points_at(const Engine *self, const uint64_t *words, uint64_t hash, uint64_t offset)
+ * back insert left behind. A table word that makes no sense counts as yes, so that nothing is overwritten; and so does a search
+ * that uses up the probes that are left: on a damaged table, full and large, all of them would hold the GIL for seconds. */
+static bool points_at(const Engine *self, const uint64_t *words, uint64_t hash, uint64_t offset, uint64_t *probes_left)
 {
     Table table;
     if (!locate(self, words, stripe_of(self, hash), &table)) return true;
     uint64_t wanted = make_slot(hash, offset), slot;
     for (uint64_t i = 0; i < table.slot_count; i++) {
+        if (!*probes_left) return true;
+        --*probes_left;
         slot = load(words + table.word + ((hash + i) & (table.slot_count - 1)));
         if (!slot || slot == wanted) return slot == wanted;
     }
@@ -191,9 +197,10 @@ static bool points_at(const Engine *self, const uint64_t *words, uint64_t hash, 
 /* Whether some record lies in space that should be free: then the chunk is used further than it says. */
 static bool holds_record(const Engine *self, const uint64_t *words, uint64_t offset, uint64_t size, uint64_t limit)
 {
+    uint64_t probes_left = MOST_PROBES;
     for (uint64_t end = offset + size; offset < end && offset + RECORD_SIZE <= limit; offset += 8) {
         const uint64_t *record = words + self->arena_word + offset / 8;
-        if (record[1] & META_LIVE && points_at(self, words, record[0], offset)) return true;
+        if (load(record + 1) & META_LIVE && points_at(self, words, load(record), offset, &probes_left)) return true;
     }
     return false;
 }
@@ -209,13 +216,13 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
         return ODD;
     int64_t found = search(self, words, &table, limit, hash, value, size, &index);
     if (found >= 0) return found;
-    uint64_t count = row[COUNT], ceiling = table.slot_count * 3 / 4, chunk = row[CHUNK] - 1; /* no chunk: all bits set */
+    uint64_t count = load(row + COUNT), ceiling = table.slot_count * 3 / 4, chunk = load(row + CHUNK) - 1; /* none: all bits set */
     if (ceiling > self->stripe_capacity) ceiling = self->stripe_capacity;
     if (!may_insert || index == table.slot_count || count >= ceiling || chunk >= limit / self->chunk_size) return ODD;
     /* Beyond an honest word's owner and epoch there is nothing left but the bytes used. */
     uint64_t owned = self->epoch << CHUNK_EPOCH_SHIFT | (stripe + 1), *chunk_word = words + self->chunks_word + chunk;
-    uint64_t used = (*chunk_word - owned) >> CHUNK_USED_SHIFT, taken = (RECORD_SIZE + size + 7) & ~(uint64_t)7;
-    if (*chunk_word < owned || (*chunk_word - owned) & CHUNK_OWNER_MASK || used % 8 || used > self->chunk_size
+    uint64_t state = load(chunk_word), used = (state - owned) >> CHUNK_USED_SHIFT, taken = (RECORD_SIZE + size + 7) & ~(uint64_t)7;
+    if (state < owned || (state - owned) & CHUNK_OWNER_MASK || used % 8 || used > self->chunk_size
         || taken > self->chunk_size - used)
         return ODD;
     uint64_t offset = chunk * self->chunk_size + used, *record = words + self->arena_word + offset / 8;
@@ -255,9 +262,9 @@ static bool read_word(PyObject *object, uint64_t *word)
 static bool pin(Engine *self, Py_buffer *buffer)
 {
     if (PyObject_GetBuffer(self->words, buffer, PyBUF_WRITABLE)) return false;
-    if ((uint64_t)buffer->len / 8 >= self->segment_words) return true;
+    if ((uint64_t)buffer->len / 8 >= self->segment_words && (uintptr_t)buffer->buf % 8 == 0) return true;
     PyBuffer_Release(buffer);
-    PyErr_SetString(PyExc_ValueError, "the buffer is smaller than the segment");
+    PyErr_SetString(PyExc_ValueError, "the buffer is smaller than the segment, or starts between two words");
     return false;
 }
 
@@ -301,12 +308,19 @@ static PyObject *Engine_insert(Engine *self, PyObject *object)
     return PyLong_FromLongLong(offset);
 }
 
-/* A tuple's hash and value, as stripe.py's items start with; both borrowed. */
+/* A tuple's hash and value, as stripe.py's items start with; the value is borrowed, and no Python code runs while it is used. */
 static bool read_item(PyObject *items, Py_ssize_t place, uint64_t *hash, char **value, uint64_t *size)
 {
     PyObject *item = PyList_GetItem(items, place), *number, *bytes;
-    if (!item || !(number = PyTuple_GetItem(item, 0)) || !(bytes = PyTuple_GetItem(item, 1))) return false;
+    if (item && !PyTuple_Check(item)) PyErr_SetString(PyExc_TypeError, "items are tuples");
+    if (!item || !PyTuple_Check(item) || !(number = PyTuple_GetItem(item, 0)) || !(bytes = PyTuple_GetItem(item, 1))) return false;
     return read_word(number, hash) && read_value(bytes, value, size);
+}
+
+static bool is_list(PyObject *items)
+{
+    if (!PyList_Check(items)) PyErr_SetString(PyExc_TypeError, "items come in a list");
+    return PyList_Check(items);
 }
 
 static bool append(PyObject *list, int64_t number)
@@ -322,6 +336,7 @@ static PyObject *Engine_find_many(Engine *self, PyObject *items)
     Py_buffer buffer;
     char *value;
     uint64_t hash, size;
+    if (!is_list(items)) return NULL;
     PyObject *found = PyList_New(0);
     if (!found || !pin(self, &buffer)) goto failed;
     for (Py_ssize_t i = 0; i < PyList_Size(items); i++) {
@@ -350,7 +365,7 @@ static PyObject *Engine_insert_many(Engine *self, PyObject *const *args, Py_ssiz
     uint64_t hash, size;
     PyObject *offsets = PyList_New(0);
     if (count != 2) PyErr_SetString(PyExc_TypeError, "insert_many takes a list of items and how many of them may be inserted");
-    if (count != 2 || !offsets) goto failed;
+    if (count != 2 || !offsets || !is_list(args[0])) goto failed;
     long long room = PyLong_AsLongLong(args[1]);
     if (PyErr_Occurred() || !pin(self, &buffer)) goto failed;
     for (Py_ssize_t i = 0; i < PyList_Size(args[0]); i++) {
@@ -387,6 +402,22 @@ static PyObject *Engine_know_table(Engine *self, PyObject *const *args, Py_ssize
     Py_RETURN_NONE;
 }
 
+/* Whether everything that is ever followed lies within the segment: `pin` then needs to know only its size. */
+static bool is_layout(const Engine *self)
+{
+    const uint64_t most = (uint64_t)1 << 48; /* so that no sum or product below overflows */
+    if (self->stripes_word > most || self->tables_word > most || self->chunks_word > most || self->arena_word > most) return false;
+    if (self->stripe_tables_words > most || self->arena_size > LOW_40 || !self->chunk_size || self->chunk_size % 8) return false;
+    if (self->stripe_bits > 8 || self->max_table_bits > 31 || self->min_table_bits > self->max_table_bits) return false;
+    uint64_t stripes = (uint64_t)1 << self->stripe_bits;
+    return self->arena_size % self->chunk_size == 0
+           && self->stripe_tables_words >= 2 * (((uint64_t)2 << self->max_table_bits) - ((uint64_t)1 << self->min_table_bits))
+           && self->stripes_word + stripes * STRIPE_WORDS <= self->segment_words
+           && self->tables_word + stripes * self->stripe_tables_words <= self->segment_words
+           && self->chunks_word + self->arena_size / self->chunk_size <= self->segment_words
+           && ARENA_LIMIT_WORD < self->segment_words;
+}
+
 static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
 {
     static char *names[] = {"words", "key", "stripe_bits", "stripes_word", "tables_word", "stripe_tables_words", "min_table_bits",
@@ -421,6 +452,11 @@ static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     self->arena_size = n[9];
     self->chunk_size = n[10];
     self->segment_words = self->arena_word + self->arena_size / 8;
+    if (!is_layout(self)) {
+        Py_DECREF(self);
+        PyErr_SetString(PyExc_ValueError, "no segment is laid out like that");
+        return NULL;
+    }
     return (PyObject *)self;
 }
 

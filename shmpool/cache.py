@@ -51,16 +51,16 @@ class Cache:
 
     def pending(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
         """Uses since the last `settle`: refs and their uses, shapes (n,), and what to settle with. About 50 ns a cell."""
-        all_, settled = self._all, self._lefts  # a signal handler's clear puts others in their place
-        lefts = np.fromiter(map(length_hint, all_[1::2]), np.int64)
+        cells, settled = self._all, self._lefts  # a signal handler's `clear` gives the cache others
+        lefts = np.fromiter(map(length_hint, cells[1::2]), np.int64)
         before = np.full(len(lefts), _FULL)
         before[: len(settled)] = settled
         used = np.flatnonzero(before != lefts)
-        refs = np.array([all_[place] for place in (2 * used).tolist()], np.uint64)
+        refs = np.array([cells[place] for place in (2 * used).tolist()], np.uint64)
         return refs, (before - lefts)[used].astype(np.uint64), lefts
 
     def settle(self, lefts: NDArray[np.int64]) -> None:
-        """Those uses were counted."""
+        """Those uses were counted. Nothing may have been cleared since `pending`."""
         self._lefts = lefts
 
     def close_cells(self) -> None:

@@ -29,9 +29,12 @@ except ImportError:
         raise
     ENGINE = "python"
 else:
-    if any(getattr(layout, name) != code for name, code in _engine.CODES.items()):
+    if any(getattr(layout, name, None) != code for name, code in _engine.CODES.items()):
+        _OTHER = "shmpool's compiled engine is of another version and is not used; install shmpool again"
+        if _WANTED == "compiled":
+            raise ImportError(_OTHER)
         ENGINE = "python"
-        warnings.warn("shmpool's compiled engine is of another version and is not used; install shmpool again", stacklevel=2)
+        warnings.warn(_OTHER, stacklevel=2)
 
 
 def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | None":

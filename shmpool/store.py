@@ -336,7 +336,7 @@ class Store:
         with self._flushing:
             self.cache.close_cells()
             if self._is_flushing:
-                return  # a signal handler's, inside a flush that is reading the cache: the next to add to it empties it
+                return  # in a signal handler, inside a flush that goes on with the cells: the next emptying drops them
             self.flush()
             dropped = self.cache.clear()
             if dropped:
@@ -370,7 +370,7 @@ class Store:
         """Drop every topic. Raises PoolBusyError while anyone else is attached."""
         self.check_open()
         with self._flushing:
-            if self._is_flushing:
+            if self._is_flushing:  # this is a signal handler inside a flush, whose refs it would make stale
                 self.seat.gate.refuse_reentry()
         self.empty_cache()
         self.seat.gate.run(self._lock_all_and_reset, 0)

@@ -96,11 +96,13 @@ class Stripes:
 
     def refresh(self) -> None:
         """Read the epoch, after attaching and after a reset. It cannot change otherwise: a reset needs the pool to itself."""
-        self.epoch, self.origin = self.segment.read_epoch()
+        self.epoch, origin = self.segment.read_epoch()
         if self.engine:
             self.engine.start_epoch(self.epoch)
         self._tables = [_EMPTY] * self.geometry.stripe_count
         self._limit = (0, 0)  # the arena's limit word, and the bytes it stands for
+        # Last, for whoever searches meanwhile: with the new origin before, a record from before the reset would make a new ref.
+        self.origin = origin
 
     def unfinished(self) -> list[int]:
         """Stripes that still count what a reset dropped: its process was killed before it had emptied them. To be recovered
@@ -238,8 +240,10 @@ class Stripes:
         offsets: list[int] = []
         last = self.inserts + room
         while True:
-            found = self.engine.insert_many(items, min(max(last - self.inserts, 0), len(items)))
-            self.inserts += sum(map((0).__gt__, found))
+            # Damaged counts make a room that is below what fits a C integer.
+            found = self.engine.insert_many(items, max(0, min(last - self.inserts, len(items))))
+            made = sum(map((0).__gt__, found))
+            self.inserts += made  # no call within the statement: at one, another thread's or a handler's inserts would be lost
             offsets += map(max, found, map(invert, found))
             if len(found) == len(items):
                 return offsets, None
@@ -326,7 +330,8 @@ class Stripes:
         words[self._chunks_word + chunk] += used - start << CHUNK_USED_SHIFT
         words[row + COUNT] = count
         words[row + INTENT] = 0
-        self.inserts += len(slots)
+        made = len(slots)
+        self.inserts += made  # as in `find_or_insert`
 
     def _refuse_taken(self, place: int, size: int) -> None:
         """Free space is zero, or what a killed insert or a reset left there. A record in it means that the chunk is used further

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
-from shmpool import Pool, engine, lifetime
+from shmpool import Pool, PoolFullError, engine, lifetime
+from shmpool.arena import record_size
 from shmpool.hashing import make_hasher
 from shmpool.header import Constants
 from shmpool.layout import ARENA_LIMIT_WORD, CHUNK, COUNT, INTENT, STRIPE_WORDS, TABLE, WORD_SIZE, seal
@@ -15,6 +19,7 @@ from shmpool.store import Store
 from tests.model import assert_sound
 from tests.unit.inside import store_of
 from tests.unit.processes import independent
+from tests.unit.stepping import states_at_each_instruction
 
 Names = Callable[[], str]
 
@@ -132,6 +137,141 @@ def test_more_than_there_is_room_for_is_not_inserted(pool: Pool) -> None:
     assert [value for _, value in pool] == [b"known", b"a", b"b"]
 
 
+@pytest.mark.parametrize("size", [0, 5, 40])
+def test_insert_killed_after_any_instruction_is_finished_or_undone(pool: Pool, rng: random.Random, size: int) -> None:
+    """Free space holds what a killed insert may have left there."""
+    store, value = store_of(pool), rng.randbytes(size)
+    segment, geometry, compiled = store.segment, pool.constants.geometry, store.stripes.engine
+    assert compiled
+    table, end = store.stripes.table(0), geometry.arena_offset + record_size(len(b"known"))
+    segment.data[end : end + 200] = rng.randbytes(200)
+    places = [
+        slice(geometry.stripes_offset, geometry.stripes_offset + WORD_SIZE * STRIPE_WORDS),
+        slice(geometry.chunks_offset, geometry.chunks_offset + WORD_SIZE),
+        slice(table.word * WORD_SIZE, (table.word << 3) + (WORD_SIZE << table.bits)),
+        slice(geometry.arena_offset, end + 200),
+    ]
+
+    states = states_at_each_instruction(lambda: compiled.insert(value), lambda: [segment.data[place] for place in places])
+
+    assert len(states) > 6
+    outcomes = []
+    for state in states:
+        for place, held in zip(places, state, strict=True):
+            segment.data[place] = held
+        seen = pool.lookup(value)
+        store.locks[0].run(store.stripes.recover, 0)
+        outcomes.append(pool.lookup(value) is not None)
+        assert seen is None or outcomes[-1], "a ref was given away and the record dropped"
+        assert pool.check() == []
+        assert [name for _, name in pool] == ([b"known", value] if outcomes[-1] else [b"known"])
+        assert compiled.insert(b"next") is not None
+        assert pool.check() == []
+        assert len(pool) == (3 if outcomes[-1] else 2)
+    assert sorted(outcomes) == outcomes
+    assert set(outcomes) == {False, True}
+
+
+def test_counts_damaged_beyond_any_integer_of_c_make_a_full_pool(pool: Pool) -> None:
+    store = store_of(pool)
+    count = pool.constants.geometry.stripes_offset // WORD_SIZE + COUNT
+    store.segment.words[count] = (1 << 64) - 1
+
+    with pytest.raises(PoolFullError):
+        pool.intern(b"new")
+    with pytest.raises(PoolFullError):
+        pool.intern_many([b"new", b"newer"])
+
+    store.segment.words[count] = 1
+    assert pool.check() == []
+
+
+def test_lookup_at_any_moment_of_a_reset_gives_the_old_ref_or_none(pool: Pool) -> None:
+    old, seen = pool.lookup(b"known"), []
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_name != "refresh":
+            return trace
+        if event in ("line", "return"):
+            seen.append(store_of(pool).lookup(b"known") or None)
+        return trace
+
+    tracing = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        pool.reset()
+    finally:
+        sys.settrace(tracing)
+
+    assert set(seen) == {old, None}
+    assert pool.lookup(b"known") is None
+
+
+def test_arguments_of_another_type_are_refused(pool: Pool) -> None:
+    compiled = store_of(pool).stripes.engine
+    assert compiled
+    for wrong in ("text", bytearray(b"x"), None, 7, memoryview(b"x")):
+        for call in (compiled.hash, compiled.stripe, compiled.find, compiled.insert):
+            with pytest.raises(TypeError):
+                call(wrong)  # type: ignore[arg-type]
+    for items in ((), None, [None], [[1, b"x"]], [("x", b"x", -1)], [(1, "x", -1)], [(1.0, b"x", -1)]):
+        with pytest.raises(TypeError):
+            compiled.find_many(items)  # type: ignore[arg-type]
+        with pytest.raises(TypeError):
+            compiled.insert_many(items, 1)  # type: ignore[arg-type]
+    for item in ((-1, b"x", -1), (1 << 64, b"x", -1)):
+        with pytest.raises(OverflowError):
+            compiled.insert_many([item], 1)
+    with pytest.raises(IndexError):
+        compiled.find_many([(1,)])  # type: ignore[list-item]
+    with pytest.raises(OverflowError):
+        compiled.insert_many([], 1 << 64)
+    with pytest.raises(TypeError):
+        compiled.insert_many([])  # type: ignore[call-arg]
+    assert len(pool) == 1
+
+
+LAYOUT = {
+    "stripe_bits": 1, "stripes_word": 64, "tables_word": 128, "stripe_tables_words": 1024, "min_table_bits": 9,
+    "max_table_bits": 9, "stripe_capacity": 10, "chunks_word": 100, "arena_word": 2176, "arena_size": 1 << 15,
+    "chunk_size": 1 << 14,
+}
+
+
+def test_engine_is_not_made_of_a_layout_that_leads_out_of_the_segment() -> None:
+    from shmpool import _engine  # here, as it is not there in every installation
+
+    words = memoryview(bytearray(8 * 2176 + (1 << 15)))
+    assert _engine.Engine(words, bytes(16), **LAYOUT).find(b"x") is None
+
+    wrong: dict[str, tuple[int, ...]] = {name: (1 << 63, (1 << 64) - 1) for name in LAYOUT if name != "stripe_capacity"}
+    wrong |= {"chunk_size": (0, 4, 3 << 10), "min_table_bits": (10,), "max_table_bits": (8, 10, 63), "stripe_bits": (3, 64)}
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(ValueError, match="no segment is laid out like that"):
+                _engine.Engine(words, bytes(16), **LAYOUT | {name: value})
+    with pytest.raises(ValueError, match="16 bytes"):
+        _engine.Engine(words, bytes(15), **LAYOUT)
+
+
+def test_segment_that_shrank_or_was_released_is_a_value_error() -> None:
+    from shmpool import _engine
+
+    for words in (memoryview(bytearray(100)), memoryview(bytearray(8 * 2176 + (1 << 15) + 1))[1:]):
+        made = _engine.Engine(words, bytes(16), **LAYOUT)
+        for call in (made.find, made.insert):
+            with pytest.raises(ValueError, match="smaller than the segment"):
+                call(b"x")
+        words.release()
+        for call in (made.find, made.insert):
+            with pytest.raises(ValueError, match="released"):
+                call(b"x")
+        with pytest.raises(ValueError, match="released"):
+            made.find_many([(1, b"x")])
+        with pytest.raises(ValueError, match="released"):
+            made.insert_many([(1, b"x", -1)], 1)
+
+
 def test_damaged_slots_that_lead_anywhere_give_a_miss_or_the_record(pool: Pool, rng: random.Random) -> None:
     store = store_of(pool)
     words, compiled = store.segment.words, store.stripes.engine
@@ -196,7 +336,18 @@ with warnings.catch_warnings(record=True) as caught:
     from shmpool import ENGINE
 print(ENGINE, caught[0].message)
 """
-    said = independent(code).stdout
+    said = independent(code, environment={"SHMPOOL_ENGINE": ""}).stdout
 
     assert said.startswith("python ")
     assert "install shmpool again" in said
+
+
+def test_a_build_of_another_layout_is_refused_where_the_engine_is_a_must() -> None:
+    code = """
+import sys, types
+sys.modules["shmpool._engine"] = types.SimpleNamespace(CODES={"NO_CODE_OF_THIS_LAYOUT": 41})
+import shmpool
+"""
+    assert "ImportError: shmpool's compiled engine is of another version" in independent(
+        code, environment={"SHMPOOL_ENGINE": "compiled"}
+    ).stderr

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection
@@ -145,6 +146,30 @@ def test_handler_inside_a_flush_may_use_the_pool_and_not_empty_it(pool_name: str
             return point
 
     assert in_child(try_all) > 10
+
+
+def test_handler_at_any_point_of_a_batch_neither_loses_an_insert_from_the_count_nor_breaks_a_full_cache(pool_name: str) -> None:
+    def try_all() -> int:
+        with Pool.create(pool_name, stripe_count=16, cache_size=2) as pool:
+
+            def handle() -> None:
+                with suppress(PoolBusyError):
+                    pool.intern(b"handler's %d" % point)
+                    pool.lookup(b"0 of %d" % point)
+
+            for point in count(1):
+                values = [b"%d of %d" % (number, point) for number in range(3)]
+                pool.intern(values[0])
+                struck = interrupted_at(point, handle, partial(pool.intern_many, values))
+                assert store_of(pool).stripes.inserts == len(pool)
+                if not struck:
+                    assert pool.stats().total.inserts == len(pool)
+                    assert_sound(pool, {value: int(ref) for ref, value in pool})
+                    return point
+        raise AssertionError
+
+    assert in_child(try_all) > 100
+
 
 
 def test_closing_from_inside_an_operation_is_refused_and_the_operation_goes_on(pool_name: str) -> None:
