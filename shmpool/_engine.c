@@ -113,7 +113,7 @@ static bool locate(const Engine *self, const uint64_t *words, uint64_t stripe, T
     table->state = load(words + self->stripes_word + stripe * STRIPE_WORDS + TABLE);
     table->slot_count = 0;
     if (!unseal(table->state, &epoch, &place)) return false;
-    if (table->state != self->known[stripe]) return epoch < self->epoch;
+    if (!table->state || table->state != self->known[stripe]) return epoch < self->epoch;
     table->slot_count = (uint64_t)1 << (place & 0xFF);
     table->word = self->tables_word + stripe * self->stripe_tables_words
                   + 2 * (table->slot_count - ((uint64_t)1 << self->min_table_bits)) + (place >> 8) * table->slot_count;

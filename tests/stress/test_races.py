@@ -9,7 +9,7 @@ import pytest
 
 from shmpool import lifetime
 from shmpool.attachment import take_row
-from shmpool.lock import ByteLock, open_semaphores
+from shmpool.lock import ByteLock, Semaphores, open_semaphores
 from shmpool.segment import Segment
 from tests.stress.races import ViolationError, race
 
@@ -29,9 +29,9 @@ def test_one_name_never_has_two_live_pools_or_an_attached_orphan_and_no_stranger
 # ---- controls: each must be caught
 
 
-def join_without_looking_again(segment: Segment, gate: ByteLock) -> lifetime.Seat:
+def join_without_looking_again(segment: Segment, gate: ByteLock, semaphores: Semaphores) -> lifetime.Seat:
     row = take_row(segment, segment.fd)
-    return lifetime.Seat(segment, gate, row, open_semaphores(segment.pool_name, segment.constants.pool_id, 1))
+    return lifetime.Seat(segment, gate, row, open_semaphores(segment.pool_name, segment.constants.pool_id, 1, semaphores))
 
 
 def unlink_whoever_is_attached(segment: Segment) -> None:

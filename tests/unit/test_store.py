@@ -171,7 +171,6 @@ def test_handler_at_any_point_of_a_batch_neither_loses_an_insert_from_the_count_
     assert in_child(try_all) > 100
 
 
-
 def test_closing_from_inside_an_operation_is_refused_and_the_operation_goes_on(pool_name: str) -> None:
     with Pool.create(pool_name, stripe_count=1) as pool:
 
