@@ -65,9 +65,6 @@ if sys.version_info >= (3, 12):
         def check_point(code: CodeType, *_: object) -> Any:
             return strikes.check_point() if _is_ours(code) else monitoring.DISABLE
 
-        def jump(code: CodeType, here: int, there: int) -> Any:
-            return strikes.check_point() if there < here and _is_ours(code) else monitoring.DISABLE
-
         def step(code: CodeType, offset: int) -> Any:
             nonlocal has_jumped
             if not _is_ours(code):
@@ -80,14 +77,14 @@ if sys.version_info >= (3, 12):
                 strikes.check_point()
 
         has_jumped = False
-        # Python 3.12 forgets where it is when a callback raises at a jump: there it is the instruction jumped to that raises.
-        jumps = (events.JUMP, jump) if sys.version_info >= (3, 13) else (events.INSTRUCTION, step)
-        callbacks = dict([(events.PY_START, check_point), (events.C_RETURN, ended), jumps])
+        # Not events.JUMP: Python 3.12 and 3.13 forget where they are when its callback raises, and no `finally` of the function
+        # runs. So the instruction jumped to raises.
+        callbacks = {events.PY_START: check_point, events.C_RETURN: ended, events.INSTRUCTION: step}
         monitoring.use_tool_id(_TOOL, "shmpool's interrupts")
         try:
             for event, callback in callbacks.items():
                 monitoring.register_callback(_TOOL, event, callback)
-            monitoring.set_events(_TOOL, events.PY_START | events.CALL | jumps[0])  # CALL stands for C_RETURN too
+            monitoring.set_events(_TOOL, events.PY_START | events.CALL | events.INSTRUCTION)  # CALL stands for C_RETURN too
             yield
         finally:
             monitoring.set_events(_TOOL, events.NO_EVENTS)
