@@ -33,8 +33,6 @@ enum {
 };
 #define LOW_40 (((uint64_t)1 << 40) - 1)
 #define META_LIVE ((uint64_t)1 << 63)
-#define MOST_PROBES ((uint64_t)1 << 18) /* three times what the largest value's space can need of an honest table */
-
 static const int64_t ODD = INT64_MIN; /* for stripe.py to look at; no offset and no ~index is that */
 
 typedef struct {
@@ -177,32 +175,12 @@ static int64_t find(const Engine *self, const uint64_t *words, uint64_t hash, co
 
 /* ---- an insert, for who holds the stripe's lock */
 
-/* Whether a slot on the probe path of a hash points at an offset: a record that is inserted, not one that a reset or a rolled
- * back insert left behind. A table word that makes no sense counts as yes, so that nothing is overwritten; and so does a search
- * that uses up the probes that are left: on a damaged table, full and large, all of them would hold the GIL for seconds. */
-static bool points_at(const Engine *self, const uint64_t *words, uint64_t hash, uint64_t offset, uint64_t *probes_left)
+/* Whether free space is zero, as that of a chunk that was just taken is. Where it is not, stripe.py looks what it holds. */
+static bool is_clear(const uint64_t *words, uint64_t size)
 {
-    Table table;
-    if (!locate(self, words, stripe_of(self, hash), &table)) return true;
-    uint64_t wanted = make_slot(hash, offset), slot;
-    for (uint64_t i = 0; i < table.slot_count; i++) {
-        if (!*probes_left) return true;
-        --*probes_left;
-        slot = load(words + table.word + ((hash + i) & (table.slot_count - 1)));
-        if (!slot || slot == wanted) return slot == wanted;
-    }
-    return false;
-}
-
-/* Whether some record lies in space that should be free: then the chunk is used further than it says. */
-static bool holds_record(const Engine *self, const uint64_t *words, uint64_t offset, uint64_t size, uint64_t limit)
-{
-    uint64_t probes_left = MOST_PROBES;
-    for (uint64_t end = offset + size; offset < end && offset + RECORD_SIZE <= limit; offset += 8) {
-        const uint64_t *record = words + self->arena_word + offset / 8;
-        if (load(record + 1) & META_LIVE && points_at(self, words, load(record), offset, &probes_left)) return true;
-    }
-    return false;
+    for (uint64_t i = 0; i < size / 8; i++)
+        if (load(words + i)) return false;
+    return true;
 }
 
 /* The offset of the value's record; where one was inserted, ~offset. `place` of the chunk and its free bytes are what
@@ -226,7 +204,7 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
         || taken > self->chunk_size - used)
         return ODD;
     uint64_t offset = chunk * self->chunk_size + used, *record = words + self->arena_word + offset / 8;
-    if (holds_record(self, words, offset, taken, limit)) return ODD;
+    if (!is_clear(record, taken)) return ODD;
     store(row + INTENT, (uint64_t)INTENT_INSERT << INTENT_SHIFT | offset);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* plain stores below stay below; all later words are stored with release */
     store(record, hash);

@@ -322,7 +322,7 @@ class Stripes:
         words = self.segment.words
         place, size = chunk * self._chunk_size + start, used - start
         if self.segment.data[self._arena_offset + place : self._arena_offset + place + size] != bytes(size):
-            self._refuse_taken(place, size)
+            self._refuse_taken(table, place, size)
         words[row + INTENT] = INTENT_INSERT << INTENT_SHIFT | place
         self.segment.data[self._arena_offset + place : self._arena_offset + place + used - start] = b"".join(records)
         for index, slot in slots.items():
@@ -333,14 +333,14 @@ class Stripes:
         made = len(slots)
         self.inserts += made  # as in `find_or_insert`
 
-    def _refuse_taken(self, place: int, size: int) -> None:
-        """Free space is zero, or what a killed insert or a reset left there. A record in it means that the chunk is used further
-        than it says, and to write there would give that record's ref to another value."""
-        words, word = self.segment.words, (self._arena_offset + place) // WORD_SIZE
-        for offset in range(place, min(place + size, self.limit() - RECORD_SIZE + 1), 8):
-            if words[word + 1] >= META_LIVE and self.points_at(read_record(self.segment, offset)):
-                raise self._corrupt(f"arena offset {offset} should be free and holds a record")
-            word += 1
+    def _refuse_taken(self, table: Table, place: int, size: int) -> None:
+        """Free space is zero, or what a killed insert left there. A slot that points into it means that the chunk is used further
+        than it says, and to write there would give a record's ref to another value."""
+        slots = read_table(self.segment.words, table.word, 1 << table.bits)
+        offsets = slots[slots != 0] & np.uint64(OFFSET_MASK)
+        taken = offsets[(offsets >= place) & (offsets < place + size)]
+        if len(taken):
+            raise self._corrupt(f"arena offset {taken.min()} should be free and holds a record")
 
     def _search_again(self, table: Table, hash_: int, value: bytes, taken: dict[int, int]) -> int:
         """~offset of a value that was inserted meanwhile, or the index of a free slot for it that is not taken by a batch."""
@@ -415,6 +415,8 @@ class Stripes:
         self.segment.commit(geometry.arena_offset + limit, geometry.chunk_size)
         if read_chunk(self.segment, chunk, self.epoch).used:  # an owner without records is a taker that died here
             raise self._corrupt(f"its arena's limit is {limit}, and chunk {chunk} beyond it is in use")
+        start = geometry.arena_offset + limit
+        self.segment.data[start : start + geometry.chunk_size] = bytes(geometry.chunk_size)  # of what a reset dropped
         row = self._stripes_word + stripe * STRIPE_WORDS
         words[row + INTENT] = INTENT_TAKE_CHUNK << INTENT_SHIFT | chunk
         words[self._chunks_word + chunk] = make_chunk(0, stripe, self.epoch)
