@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from shmpool import Pool, PoolFullError, engine, lifetime
-from shmpool.arena import record_size
+from shmpool import Pool, PoolCorruptError, PoolFullError, engine, lifetime
+from shmpool.arena import make_chunk, make_record, record_size
 from shmpool.hashing import make_hasher
 from shmpool.header import Constants
 from shmpool.layout import ARENA_LIMIT_WORD, CHUNK, COUNT, INTENT, STRIPE_WORDS, TABLE, WORD_SIZE, seal
 from shmpool.store import Store
+from shmpool.table import make_slot
 from tests.model import assert_sound
 from tests.unit.inside import store_of
 from tests.unit.processes import independent
@@ -170,6 +171,125 @@ def test_insert_killed_after_any_instruction_is_finished_or_undone(pool: Pool, r
         assert len(pool) == (3 if outcomes[-1] else 2)
     assert sorted(outcomes) == outcomes
     assert set(outcomes) == {False, True}
+
+
+def answers(pool: Pool, value: bytes) -> tuple[int | None, int | None]:
+    """What `find` gives with each engine; None for what is left to plain Python, and for what that refuses."""
+    stripes = store_of(pool).stripes
+    assert stripes.engine
+    hash_ = stripes.engine.hash(value)
+    many = stripes.engine.find_many([(hash_, value)])
+    found = stripes.engine.find(value)
+    assert many == ([] if found is None else [found])
+    try:
+        return found, stripes.find(0, hash_, value)
+    except PoolCorruptError:
+        return found, None
+
+
+def test_slots_that_share_a_tag_are_told_apart_by_all_of_the_value(pool: Pool) -> None:
+    store = store_of(pool)
+    words, compiled, table = store.segment.words, store.stripes.engine, store.stripes.table(0)
+    assert compiled
+    slot_count = 1 << table.bits
+    for value in (b"knowX", b"Xnown", b"know", b"known2", b""):
+        hash_ = compiled.hash(value)
+        index = hash_ & slot_count - 1
+        honest = words[table.word + index]
+        assert answers(pool, value)[0] == answers(pool, value)[1]
+        words[table.word + index] = make_slot(hash_, 0)
+
+        assert answers(pool, value) == (~slot_count, ~slot_count)
+
+        words[table.word + index] = honest
+    words[table.word : table.word + slot_count] = memoryview(bytes([2]) * 8 * slot_count).cast("Q")
+    assert answers(pool, b"new") == (~slot_count, ~slot_count)
+    assert compiled.insert(b"new") is None
+
+
+@pytest.mark.parametrize("word", ["table", "limit"])
+def test_words_of_other_epochs_and_tables_mean_to_both_engines_the_same(new_pool_name: Names, word: str) -> None:
+    name = new_pool_name()
+    with Pool.create(name, stripe_count=1, cache_size=0) as pool:
+        pool.intern(b"before")
+        pool.reset()
+        pool.intern(b"known")
+        store, geometry = store_of(pool), pool.constants.geometry
+        words, compiled, epoch, value = store.segment.words, store.stripes.engine, store.stripes.epoch, b"known"
+        assert compiled
+        place = geometry.stripes_offset // WORD_SIZE + TABLE if word == "table" else ARENA_LIMIT_WORD
+        honest = words[place]
+        chunk = geometry.chunk_size
+        contents = (9, 1 << 8 | 9, 2 << 8 | 9, 8, 63, 0, 1 << 39, chunk, 2 * chunk, chunk + 8, geometry.arena_size + chunk)
+        seen = set()
+        for state in [seal(other, content) for other in range(4) for content in contents] + [0, honest ^ 1, honest ^ 1 << 60]:
+            words[place] = state
+            segment_before = store.segment.data[: geometry.ledgers_offset]
+
+            found, expected = answers(pool, value)
+
+            assert found == expected, hex(state)
+            seen.add(found)
+            if found is None or found < 0:
+                assert compiled.insert(b"new") is None or (word, state) == ("table", seal(epoch, 1 << 8 | 9))
+            if found is None:
+                assert store.segment.data[: geometry.ledgers_offset] == segment_before
+            store.segment.data[: geometry.ledgers_offset] = segment_before
+        words[place] = honest
+        assert {0, None} < seen
+        assert min(number for number in seen if number is not None) < 0
+        assert pool.check() == []
+
+
+def test_insert_is_declined_where_the_stripe_or_its_chunk_takes_no_more(new_pool_name: Names) -> None:
+    with Pool.create(new_pool_name(), stripe_count=2, capacity=100, cache_size=0) as pool:
+        store, geometry = store_of(pool), pool.constants.geometry
+        words, compiled, epoch = store.segment.words, store.stripes.engine, store.stripes.epoch
+        assert compiled
+        names = [b"%d" % number for number in range(200)]
+        pool.intern_many(names[:20])
+        value = next(name for name in names[20:] if compiled.stripe(name) == 0)
+        row, chunks = geometry.stripes_offset // WORD_SIZE, geometry.chunks_offset // WORD_SIZE
+        chunk = chunks + words[row + CHUNK] - 1
+        limit, size = store.stripes.limit() // geometry.chunk_size, geometry.chunk_size
+        honest = [(row + COUNT, words[row + COUNT]), (row + CHUNK, words[row + CHUNK]), (chunk, words[chunk])]
+        tries = [
+            {row + COUNT: geometry.stripe_capacity},
+            {row + CHUNK: limit + 1, chunks + limit: make_chunk(0, 0, epoch)},
+            {chunk: make_chunk(64, 1, epoch)},
+            {chunk: make_chunk(64, 0, epoch - 1)},
+            {chunk: make_chunk(64, 0, epoch + 1)},
+            {chunk: make_chunk(68, 0, epoch)},
+            {chunk: make_chunk(size - 8, 0, epoch)},
+            {chunk: make_chunk(size, 0, epoch)},
+            {chunk: make_chunk(size + 8, 0, epoch)},
+            {chunk: make_chunk(0, 0, epoch)},  # where records are
+        ]
+        for stores in tries:
+            for word, state in stores.items():
+                words[word] = state
+            before = store.segment.data[: geometry.ledgers_offset]
+
+            assert compiled.insert(value) is None, stores
+
+            assert store.segment.data[: geometry.ledgers_offset] == before
+            for word, state in [(chunks + limit, 0), *honest]:
+                words[word] = state
+        assert compiled.insert(value) is not None
+        assert pool.check() == []
+
+
+def test_record_over_what_lies_in_free_space_is_whole(pool: Pool) -> None:
+    store, end = store_of(pool), pool.constants.geometry.arena_offset + record_size(len(b"known"))
+    compiled = store.stripes.engine
+    assert compiled
+    store.segment.data[end : end + 100] = bytes([255]) * 100
+
+    offset = compiled.insert(b"new")
+
+    assert offset == ~record_size(len(b"known"))
+    assert store.segment.data[end : end + 24] == make_record(compiled.hash(b"new"), b"new", 1)
+    assert store.segment.data[end + 24 : end + 100] == bytes([255]) * 76
 
 
 def test_counts_damaged_beyond_any_integer_of_c_make_a_full_pool(pool: Pool) -> None:
