@@ -386,7 +386,7 @@ static bool is_layout(const Engine *self)
     const uint64_t most = (uint64_t)1 << 48; /* so that no sum or product below overflows */
     if (self->stripes_word > most || self->tables_word > most || self->chunks_word > most || self->arena_word > most) return false;
     if (self->stripe_tables_words > most || self->arena_size > LOW_40 || !self->chunk_size || self->chunk_size % 8) return false;
-    if (self->stripe_bits > 8 || self->max_table_bits > 31 || self->min_table_bits > self->max_table_bits) return false;
+    if (self->stripe_bits > 8 /* known[] has 2**8 places */ || self->max_table_bits > 31 || self->min_table_bits > self->max_table_bits) return false;
     uint64_t stripes = (uint64_t)1 << self->stripe_bits;
     return self->arena_size % self->chunk_size == 0
            && self->stripe_tables_words >= 2 * (((uint64_t)2 << self->max_table_bits) - ((uint64_t)1 << self->min_table_bits))
@@ -414,10 +414,6 @@ static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *keywor
     Py_INCREF(words);
     self->words = words;
     memcpy(self->key, key, sizeof self->key);
-    if (n[0] > 8) { /* known[] has 2**8 places */
-        Py_DECREF(self);
-        return PyErr_Format(PyExc_ValueError, "stripe_bits must be at most 8");
-    }
     self->stripe_bits = n[0];
     self->stripes_word = n[1];
     self->tables_word = n[2];

@@ -38,7 +38,6 @@ from shmpool.layout import (
     INTENT_INSERT,
     INTENT_SHIFT,
     INTENT_TAKE_CHUNK,
-    META_LIVE,
     META_ORDINAL_MASK,
     META_ORDINAL_SHIFT,
     MIN_TABLE_BITS,
