@@ -33,6 +33,7 @@ from typing import Any, Final, Protocol, TypeVar, TypeVarTuple
 import posix_ipc
 
 from shmpool.errors import PoolBusyError, PoolClosedError, PoolError, PoolFullError
+from shmpool.segment import closer
 
 TURNSTILE_S: Final = 0.02
 ALL_SIGNALS: Final = signal.valid_signals()
@@ -322,13 +323,14 @@ def _make_semaphore(path: str) -> None:
     if ctypes.CDLL(None).sem_init(semaphore, 1, 1):  # shared by processes, with one token
         raise PoolError(f"{path}: the C library makes no semaphores that processes share")
     opened: list[int] = []
+    closing = closer(opened)
     try:
         opened.extend(map(os.open, (_SEM_DIR,), (os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC,), (_SEM_MODE,)))
         os.fchmod(opened[0], _SEM_MODE)  # whatever the process's umask made of it
         os.write(opened[0], semaphore)
         os.link(f"/proc/self/fd/{opened[0]}", path, src_dir_fd=opened[0], follow_symlinks=True)
     finally:
-        any(map(os.close, opened))  # one C call, as it was opened by one: see segment.py
+        any(closing)
 
 
 def semaphore_files() -> list[tuple[str, int]]:
