@@ -31,6 +31,16 @@ General layout. A module imports only from groups above its own:
 
     pool         Pool                                        The surface.
 
+    text         what is safe to print                       The command.
+    exchange     JSON
+    render       tables and bars
+    metrics      for Prometheus
+    cli          errors and exit codes
+    options      what commands share
+    looking      ls, inspect, check, ...
+    changing     load, rm, gc
+    commands     all of them
+
 Only what is named here is public.
 """
 

@@ -46,6 +46,18 @@ class Counters:
     uses_dropped: int = 0
 
 
+COUNTER_MEANINGS: Final = {
+    "hits": "Interns and lookups that found their value.",
+    "misses": "Interns and lookups that did not; an insert is one.",
+    "inserts": "Topics inserted.",
+    "lock_waits": "Waits for a stripe's lock.",
+    "takeovers": "Locks taken over from killed processes.",
+    "rollbacks": "Operations of killed processes that were undone.",
+    "rollforwards": "Operations of killed processes that were finished.",
+    "uses_dropped": "Uses that found no memory to be counted in.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessStats:
     """One row of the process table. `attached_ns` is wall-clock time; a row that is not live is a killed process's."""

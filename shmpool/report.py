@@ -115,8 +115,8 @@ class Report:
         return sum(process.state != "dead" for process in self.processes)
 
 
-def summarize(name: str) -> Report:
-    """What rows alone tell, without topics: for `ls`. Raises PoolNotFoundError."""
+def summarize(name: str, uid: int = -1) -> Report:
+    """What rows alone tell, without topics: for `ls`. `uid` owns what may not be read. Raises PoolNotFoundError."""
     try:
         with open_view(name) as (header, view):
             report = _start(header, view)
@@ -128,7 +128,7 @@ def summarize(name: str) -> Report:
         raise
     except (PoolError, ValueError) as error:
         header = Header(
-            name=name, path=f"{segments.SHM_DIR}/{segments.PREFIX}{name}", uid=-1, mode=0, file_size=0, memory_size=0,
+            name=name, path=f"{segments.SHM_DIR}/{segments.PREFIX}{name}", uid=uid, mode=0, file_size=0, memory_size=0,
             version=None, fingerprint=None, constants=None, is_readable=False, problems=(str(error),),
         )
         return Report(header=header, state="unreadable", problems=[str(error)])

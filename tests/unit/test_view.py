@@ -1,0 +1,468 @@
+"""Claims about looking on: it changes, takes, commits and counts nothing, waits for nobody, and tells what it can of any file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shmpool import Pool, PoolError, PoolNotFoundError, PoolVersionError, reading, report
+from shmpool import segment as segments
+from shmpool.layout import EPOCH_WORD, HEADER, LEDGER, PAGE_SIZE, STRIPE_WORDS, WORD_SIZE
+from shmpool.report import Report
+from shmpool.view import open_view
+from tests.unit.faults import Faults, killed_at
+from tests.unit.inside import store_of
+from tests.unit.processes import Forked, in_child
+
+VALUES = [b"/topic/%d" % number for number in range(300)]
+SMALL: dict[str, Any] = {"capacity": 1000, "stripe_count": 4, "process_count": 8, "max_value_size": 100}
+
+
+@pytest.fixture
+def pool(pool_name: str) -> Iterator[Pool]:
+    with Pool.create(pool_name, persistent=True, **SMALL) as made:
+        made.intern_many(VALUES)
+        made.intern(VALUES[7])
+        made.flush()
+        yield made
+
+
+@pytest.fixture
+def at_rest(pool: Pool) -> Iterator[str]:
+    """The name of that pool with nobody attached, so that it is what it is until somebody writes to its file."""
+    pool.close()
+    yield pool.name
+    for semaphore in Path("/dev/shm").glob(f"sem.shmpool-{pool.constants.pool_id:016x}-*"):
+        semaphore.unlink(missing_ok=True)
+    Path(segments.path_of(pool.name)).unlink(missing_ok=True)
+
+
+def everything(name: str) -> Report:
+    """Ask all that can be asked of a view."""
+    reading.check(name)
+    reading.resolve(name, [1, 2**40])
+    reading.lookup(name, [VALUES[0], b"missing"])
+    with reading.all_topics(name) as (topics, _):
+        assert len(list(topics)) == len(VALUES)
+    report.summarize(name)
+    return report.inspect(name, with_topics=True)
+
+
+def footprint(name: str) -> list[object]:
+    """All that a look could leave behind: bytes, times, memory, its extents, locks, semaphores' bytes."""
+    path = Path(segments.path_of(name))
+    state = path.stat()
+    with path.open("rb") as file:
+        semaphores = sorted((each.name, each.read_bytes()) for each in Path("/dev/shm").glob("sem.shmpool-*"))
+        own = f"{pool_id_of(name):016x}"
+        times = (state.st_atime_ns, state.st_mtime_ns, state.st_ctime_ns)
+        return [
+            hashlib.sha256(os.pread(file.fileno(), state.st_size, 0)).hexdigest(),
+            state.st_blocks,
+            times[1:],
+            extents(file.fileno(), state.st_size),
+            locks_on(state),
+            [each for each in semaphores if own in each[0]],
+        ]
+
+
+def pool_id_of(name: str) -> int:
+    with open_view(name) as (header, _):
+        return header.constants.pool_id if header.constants else 0
+
+
+def extents(fd: int, size: int) -> list[tuple[int, int]]:
+    found, end = [], 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError:
+            break
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, end))
+    return found
+
+
+def locks_on(state: os.stat_result) -> list[list[str]]:
+    place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
+    rows = [line.split()[1:] for line in Path("/proc/locks").read_text().splitlines()]
+    return sorted(row for row in rows if place in row)
+
+
+def own_descriptors() -> list[str]:
+    return sorted(os.listdir("/proc/self/fd"))
+
+
+# ---- nothing is left, taken or counted
+
+
+def test_looking_leaves_bytes_memory_times_and_locks_as_they_were(pool: Pool) -> None:
+    before, counted, descriptors = footprint(pool.name), pool.stats(), own_descriptors()
+
+    seen = everything(pool.name)
+
+    assert seen.problems == []
+    assert footprint(pool.name) == before
+    assert pool.stats() == counted
+    assert own_descriptors() == descriptors
+
+
+def test_reading_does_not_even_leave_a_time_of_access(at_rest: str) -> None:
+    path = segments.path_of(at_rest)
+    os.utime(path, ns=(1, 2))  # older than the last change, so that an ordinary read would be noted
+
+    everything(at_rest)
+
+    assert os.stat(path).st_atime_ns == 1
+
+
+def test_a_view_is_open_for_reading_only_unmapped_and_holds_no_lock(pool: Pool) -> None:
+    state = os.stat(segments.path_of(pool.name))
+    locks, maps = locks_on(state), maps_of(pool.name)
+
+    with open_view(pool.name) as (_, view):
+        assert view is not None
+        view.load_rows()
+        view.load_topics()
+        view.load_uses()
+
+        assert os.get_blocking(view.fd) is False
+        assert flags_of(view.fd) & os.O_ACCMODE == os.O_RDONLY
+        assert locks_on(state) == locks
+        assert maps_of(pool.name) == maps
+
+
+def maps_of(name: str) -> int:
+    return Path("/proc/self/maps").read_text().count(segments.path_of(name))
+
+
+def flags_of(fd: int) -> int:
+    return int(Path(f"/proc/self/fdinfo/{fd}").read_text().split("flags:")[1].split()[0], 8)
+
+
+def test_what_is_done_to_a_view_does_not_reach_the_pool(pool: Pool) -> None:
+    before = footprint(pool.name)
+
+    with open_view(pool.name) as (_, view):
+        assert view is not None
+        view.load_rows()
+        view.data[:PAGE_SIZE] = bytes(PAGE_SIZE)
+
+    assert footprint(pool.name) == before
+
+
+def test_a_large_empty_pool_costs_neither_time_nor_memory_to_copy(new_pool_name: Callable[[], str]) -> None:
+    with Pool.create(new_pool_name(), arena_size=1 << 36) as pool, open_view(pool.name) as (_, view):
+        assert view is not None
+        before = resident_size()
+
+        view.load_rows()
+        view.load_topics()
+        view.load_uses()
+
+        assert resident_size() - before < 64 << 20
+        assert pool.stats().memory_size < 1 << 20
+
+
+def resident_size() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_SIZE
+
+
+# ---- what is seen
+
+
+def test_a_report_tells_what_the_pool_itself_tells(pool: Pool) -> None:
+    stats = pool.stats()
+
+    seen = report.inspect(pool.name, top=3, with_topics=True)
+
+    assert seen.state == "in use"
+    assert seen.fill is not None
+    assert seen.fill[:5] == (
+        stats.size, stats.capacity, stats.arena_used_size, stats.arena_committed_size, stats.arena_size
+    )
+    assert seen.total == stats.total
+    assert [(each.pid, each.state, each.counters) for each in seen.processes] == [
+        (os.getpid(), "running", stats.processes[0].counters)
+    ]
+    assert seen.top == pool.top(3)
+    assert {(topic.ref, topic.value) for topic in seen.topics or []} == set(pool)
+    assert sum(seen.probe_lengths) == sum(stripe.topics for stripe in seen.stripes) == len(VALUES)
+
+
+def test_probe_lengths_are_the_slots_that_a_search_reads(pool: Pool) -> None:
+    stripes = store_of(pool).stripes
+    expected = []
+    for record in stripes.records():
+        table = stripes.table(stripes.geometry.stripe_of(record.hash))
+        index, length = record.hash & (1 << table.bits) - 1, 1
+        while stripes.segment.words[table.word + index] & (1 << 40) - 8 != record.offset:
+            index, length = index + 1 & (1 << table.bits) - 1, length + 1
+        expected.append(length)
+
+    lengths = report.inspect(pool.name).probe_lengths
+
+    assert lengths == [expected.count(length) for length in range(1, max(expected) + 1)]
+
+
+def test_refs_and_values_are_found_as_the_pool_finds_them(pool: Pool) -> None:
+    refs = [pool.intern(value) for value in VALUES[:5]]
+
+    assert reading.resolve(pool.name, [*refs, refs[0] + 8, refs[0] + 1, 0, -1, 1 << 62]) == [*VALUES[:5]] + [None] * 5
+    assert reading.lookup(pool.name, [*VALUES[:5], b"", b"missing"]) == [*refs, None, None]
+
+
+def test_topics_of_before_a_reset_are_gone(pool: Pool) -> None:
+    ref = pool.intern(VALUES[0])
+    pool.reset()
+    pool.intern(b"after")
+
+    seen = report.inspect(pool.name, with_topics=True)
+
+    assert [topic.value for topic in seen.topics or []] == [b"after"]
+    assert (seen.resets, seen.fill and seen.fill.topics) == (1, 1)
+    assert reading.resolve(pool.name, [ref]) == [None]
+    assert reading.check(pool.name) == []
+
+
+# ---- whatever its processes are doing
+
+
+def hold_every_lock(name: str) -> Callable[[Connection], None]:
+    def body(connection: Connection) -> None:
+        pool = Pool.attach(name)
+        store = store_of(pool)
+
+        def inside(place: int) -> None:
+            if place < len(locks):
+                locks[place].run(inside, place + 1)
+                return
+            connection.send("inside")
+            signal.pause()
+
+        locks = store.attachment.locks_in_order()
+        inside(0)
+
+    return body
+
+
+def test_a_pool_whose_every_lock_a_stopped_process_holds_is_seen_whole(at_rest: str) -> None:
+    with Forked(hold_every_lock(at_rest)) as holder:
+        assert holder.hear() == "inside"
+        holder.kill(signal.SIGSTOP)
+        os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
+        before = footprint(at_rest)
+
+        seen = in_child(lambda: everything(at_rest))  # which fails if it takes a minute
+
+        assert seen.gate_locked
+        assert seen.grow_locked
+        assert [stripe.locked for stripe in seen.stripes] == [True] * 4
+        assert [process.state for process in seen.processes if process.pid == holder.pid] == ["stopped"]
+        assert len(seen.topics) == len(VALUES)
+        assert seen.problems == []
+        assert in_child(lambda: reading.check(at_rest)) == []
+        assert footprint(at_rest) == before
+
+
+def test_a_pool_of_killed_processes_is_seen_with_their_rows(new_pool_name: Callable[[], str]) -> None:
+    name = new_pool_name()
+
+    def use(connection: Connection) -> None:
+        pool = Pool.create(name, **SMALL)
+        pool.intern_many(VALUES)
+        connection.send("done")
+        signal.pause()
+
+    with Forked(use) as user:
+        assert user.hear() == "done"
+        user.kill()
+        before = footprint(name)
+
+        seen = everything(name)
+
+        assert seen.state == "abandoned"
+        assert [(each.pid, each.state, each.command, each.counters.inserts) for each in seen.processes] == [
+            (user.pid, "dead", None, len(VALUES))
+        ]
+        assert footprint(name) == before
+
+
+def test_what_a_process_died_doing_is_told_and_left_and_is_sound(new_pool_name: Callable[[], str]) -> None:
+    died_in = []
+    for step in range(1, 12):
+        name = new_pool_name()
+        killed_at(step, lambda faults, name=name: insert_one(name, faults))  # type: ignore[misc]
+        before = footprint(name)
+
+        findings, seen = reading.check(name), report.inspect(name, with_topics=True)
+
+        assert findings == []
+        assert footprint(name) == before
+        assert {topic.value for topic in seen.topics or []} >= set(VALUES[:20])
+        died_in.append(seen.stripes[0].intent)
+    assert {"insert", ""} <= set(died_in)
+
+
+def insert_one(name: str, faults: Faults) -> None:
+    pool = Pool.create(name, persistent=True, **SMALL | {"stripe_count": 1})
+    pool.intern_many(VALUES[:20])
+    pool.flush()
+    faults.arm()
+    pool.intern(b"last")
+
+
+def test_inserts_that_are_half_seen_are_no_findings(pool_name: str) -> None:
+    def insert(connection: Connection) -> None:
+        with Pool.create(pool_name, capacity=200_000, stripe_count=1) as pool:
+            connection.send("begun")
+            for number in range(200_000):
+                pool.intern(b"%d" % number)
+                if connection.poll():
+                    return
+
+    with Forked(insert) as writer:
+        assert writer.hear() == "begun"
+
+        looks = [(reading.check(pool_name), report.inspect(pool_name, top=3).problems) for _ in range(12)]
+
+        writer.say("stop")
+        writer.result()
+    assert looks == [([], [])] * 12
+
+
+# ---- damage
+
+
+def damage(name: str, offset: int, data: bytes) -> None:
+    with open(segments.path_of(name), "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+def flip(name: str, offset: int) -> None:
+    with open(segments.path_of(name), "rb") as file:
+        byte = os.pread(file.fileno(), 1, offset)[0]
+    damage(name, offset, bytes((byte ^ 0x10,)))
+
+
+def field(name: str) -> int:
+    assert HEADER.fields is not None
+    return int(HEADER.fields[name][1])
+
+
+def place_of(pool: Pool, what: str) -> int:
+    geometry = pool.constants.geometry
+    return {
+        "constants": field("created_ns"),
+        "magic": field("magic"),
+        "epoch": EPOCH_WORD * WORD_SIZE,
+        "arena limit": field("arena_limit"),
+        "table word": geometry.stripes_offset,
+        "count": geometry.stripes_offset + STRIPE_WORDS * WORD_SIZE + 2 * WORD_SIZE + 4,
+        "ledger word": geometry.totals_offset + LEDGER * WORD_SIZE,
+        "value": geometry.arena_offset + 20,
+    }[what]
+
+
+@pytest.mark.parametrize(
+    ("what", "told", "topics"),
+    [
+        pytest.param("constants", "checksum", 300, id="constants"),
+        pytest.param("magic", "no pool", 300, id="magic"),
+        pytest.param("epoch", "the epoch word is damaged", None, id="epoch"),
+        pytest.param("arena limit", "arena's limit is damaged", 0, id="arena limit"),
+        pytest.param("table word", "stripe 0: its table word", 300, id="table word"),
+        pytest.param("count", "stripe 1: it counts", 300, id="count"),
+        pytest.param("ledger word", "the ledger word of process row -1", 300, id="ledger word"),
+        pytest.param("value", "1 topics are damaged", 299, id="value"),
+    ],
+)
+def test_of_a_damaged_pool_the_rest_is_told(pool: Pool, at_rest: str, what: str, told: str, topics: int | None) -> None:
+    flip(at_rest, place_of(pool, what))
+    before = footprint(at_rest)
+
+    seen, findings = report.inspect(at_rest, with_topics=True), reading.check(at_rest)
+
+    assert seen.state == "damaged"
+    assert any(told in problem for problem in seen.problems), seen.problems
+    assert len(seen.topics or []) == (topics or 0)
+    assert seen.total is not None
+    assert findings
+    assert all(finding.what and finding.where and finding.advice for finding in findings)
+    assert footprint(at_rest) == before
+
+
+def test_check_finds_what_the_pool_itself_finds(pool: Pool) -> None:
+    geometry = pool.constants.geometry
+    flip(pool.name, geometry.arena_offset + 20)
+    flip(pool.name, geometry.chunks_offset + 3)
+
+    findings = reading.check(pool.name)
+
+    assert findings
+    assert findings == pool.check()
+
+
+@pytest.mark.parametrize("keep", [0, 100, PAGE_SIZE, 3 * PAGE_SIZE, "half"])
+def test_a_file_that_was_cut_short_is_no_sigbus(pool: Pool, at_rest: str, keep: Any) -> None:
+    size = pool.constants.geometry.arena_offset + 2000 if keep == "half" else keep
+    os.truncate(segments.path_of(at_rest), size)
+
+    seen, findings = in_child(lambda: (report.inspect(at_rest, with_topics=True), reading.check(at_rest)))
+
+    assert seen.state == ("damaged" if size else "no pool")
+    assert f"{size} bytes" in seen.problems[0]
+    assert findings
+    assert len(seen.topics or []) == 0 if keep != "half" else len(seen.topics) > 10
+
+
+@pytest.mark.parametrize("what", ["version", "fingerprint"])
+def test_of_another_versions_pool_the_header_is_told(at_rest: str, what: str) -> None:
+    damage(at_rest, field(what), (99).to_bytes(8, "little"))
+
+    seen, shown = report.inspect(at_rest), report.summarize(at_rest)
+
+    assert seen.state == shown.state == "other version"
+    assert getattr(seen.header, what) == 99
+    assert seen.stripes == []
+    assert seen.processes == []
+    for ask in (reading.check, lambda name: reading.resolve(name, [1]), lambda name: reading.lookup(name, [b"x"])):
+        with pytest.raises(PoolVersionError):
+            ask(at_rest)
+
+
+def test_what_is_no_pool_is_told_without_waiting_for_it(new_pool_name: Callable[[], str], tmp_path: Path) -> None:
+    notes, fifo, link, missing = (new_pool_name() for _ in range(4))
+    paths = [Path(segments.path_of(name)) for name in (notes, fifo, link)]
+    try:
+        paths[0].write_bytes(b"somebody's notes")
+        os.mkfifo(paths[1])
+        paths[2].symlink_to(tmp_path)
+
+        assert report.summarize(notes).state == "no pool"
+        for name in (fifo, link):
+            assert report.summarize(name).state == "unreadable"
+            with pytest.raises(PoolError, match="no pool"):
+                report.inspect(name)
+        with pytest.raises(PoolNotFoundError):
+            report.inspect(missing)
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_users_pool_is_told_to_be_that(pool: Pool) -> None:
+    def look() -> str:
+        os.setuid(65534)
+        return report.summarize(pool.name).problems[0]
+
+    assert "another user's" in in_child(look)
