@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from itertools import islice
 from typing import Final, TextIO
 
 import click
@@ -35,21 +34,29 @@ def load(name: str, *, file: TextIO) -> int:
         return complain(f"pool {name!r}: nobody is attached, and it is not persistent: it would go with us. Nothing was changed.")
     with Pool.attach(name, cache_size=1) as pool:
         before, count = len(pool), 0
-        values = _values(file)
-        while batch := list(islice(values, _LOAD_BATCH)):
+        for batch, error in _batches(file):
             pool.intern_many(batch)
             count += len(batch)
+            if error:
+                raise click.ClickException(error)
         click.echo(f"{count:,} topics, of which {len(pool) - before:,} are new")
     return 0
 
 
-def _values(lines: Iterable[str]) -> Iterator[bytes]:
+def _batches(lines: Iterable[str]) -> Iterator[tuple[list[bytes], str]]:
+    """Values, some at a time, and what is wrong with the line after them, which then was the last."""
+    batch: list[bytes] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield exchange.line_to_value(line)
+                batch.append(exchange.line_to_value(line))
             except ValueError as error:
-                raise click.ClickException(f"line {number} is no topic: {error}") from None
+                yield batch, f"line {number} is no topic: {error}"
+                return
+        if len(batch) == _LOAD_BATCH:
+            yield batch, ""
+            batch = []
+    yield batch, ""
 
 
 @click.command()

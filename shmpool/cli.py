@@ -30,16 +30,22 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except ImportError as error:
-        if error.name is None or error.name.partition(".")[0] not in _EXTRA:
+        library = (error.name or "").partition(".")[0]
+        if library not in _EXTRA:
             raise
-        return complain(f"the command needs {error.name}, which is not installed: pip install 'shmpool[cli]'")
+        return complain(f"the command needs {library}, which is not installed: pip install 'shmpool[cli]'")
     except (PoolError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return 0
-        return complain(str(error))
+        return hush() if isinstance(error, BrokenPipeError) else complain(str(error))
     except KeyboardInterrupt:
         return _INTERRUPTED
+
+
+def hush() -> int:
+    """Whoever read our output has seen enough: the rest goes nowhere. Returns the exit code."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return 0
 
 
 def complain(sentence: str, code: int = REFUSED) -> int:

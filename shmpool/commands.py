@@ -3,7 +3,7 @@
 import click
 
 from shmpool.changing import collect, load, rm
-from shmpool.cli import USAGE, complain
+from shmpool.cli import USAGE, complain, hush
 from shmpool.looking import check, dump, inspect, lookup, ls, metrics, resolve
 
 
@@ -11,10 +11,6 @@ def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code. Raises PoolError, OSError, KeyboardInterrupt."""
     try:
         return root.main(arguments, prog_name="shmpool", standalone_mode=False) or 0
-    except SystemExit as error:
-        if isinstance(error.__context__, BrokenPipeError):
-            raise error.__context__ from None
-        raise  # of shell completion
     except click.Abort:  # at a question, or Ctrl-C
         raise KeyboardInterrupt from None
     except click.ClickException as error:
@@ -23,7 +19,15 @@ def run(arguments: list[str]) -> int:
         return complain(error.format_message(), USAGE)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Root(click.Group):
+    def invoke(self, ctx: click.Context) -> int:
+        try:
+            return super().invoke(ctx) or 0
+        except BrokenPipeError:  # which click would make an exit code of 1
+            return hush()
+
+
+@click.group(cls=_Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="shmpool")
 def root() -> None:
     """See what the pools on this host hold, who holds them, whether they are sound, and what to do.

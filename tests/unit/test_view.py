@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -14,34 +13,25 @@ import pytest
 
 from shmpool import Pool, PoolError, PoolNotFoundError, PoolVersionError, reading, report
 from shmpool import segment as segments
-from shmpool.layout import EPOCH_WORD, HEADER, LEDGER, PAGE_SIZE, STRIPE_WORDS, WORD_SIZE
+from shmpool.layout import EPOCH_WORD, LEDGER, PAGE_SIZE, STRIPE_WORDS, WORD_SIZE
 from shmpool.report import Report
 from shmpool.view import open_view
 from tests.unit.faults import Faults, killed_at
 from tests.unit.inside import store_of
+from tests.unit.looks import SMALL, VALUES, at_rest, damage, field, flip, footprint, hold_every_lock, locks_on, sample_pool
 from tests.unit.processes import Forked, in_child
-
-VALUES = [b"/topic/%d" % number for number in range(300)]
-SMALL: dict[str, Any] = {"capacity": 1000, "stripe_count": 4, "process_count": 8, "max_value_size": 100}
 
 
 @pytest.fixture
 def pool(pool_name: str) -> Iterator[Pool]:
-    with Pool.create(pool_name, persistent=True, **SMALL) as made:
-        made.intern_many(VALUES)
-        made.intern(VALUES[7])
-        made.flush()
+    with sample_pool(pool_name) as made:
         yield made
 
 
 @pytest.fixture
-def at_rest(pool: Pool) -> Iterator[str]:
-    """The name of that pool with nobody attached, so that it is what it is until somebody writes to its file."""
-    pool.close()
-    yield pool.name
-    for semaphore in Path("/dev/shm").glob(f"sem.shmpool-{pool.constants.pool_id:016x}-*"):
-        semaphore.unlink(missing_ok=True)
-    Path(segments.path_of(pool.name)).unlink(missing_ok=True)
+def resting(pool: Pool) -> Iterator[str]:
+    with at_rest(pool) as name:
+        yield name
 
 
 def everything(name: str) -> Report:
@@ -53,47 +43,6 @@ def everything(name: str) -> Report:
         assert len(list(topics)) == len(VALUES)
     report.summarize(name)
     return report.inspect(name, with_topics=True)
-
-
-def footprint(name: str) -> list[object]:
-    """All that a look could leave behind: bytes, times, memory, its extents, locks, semaphores' bytes."""
-    path = Path(segments.path_of(name))
-    state = path.stat()
-    with path.open("rb") as file:
-        semaphores = sorted((each.name, each.read_bytes()) for each in Path("/dev/shm").glob("sem.shmpool-*"))
-        own = f"{pool_id_of(name):016x}"
-        times = (state.st_atime_ns, state.st_mtime_ns, state.st_ctime_ns)
-        return [
-            hashlib.sha256(os.pread(file.fileno(), state.st_size, 0)).hexdigest(),
-            state.st_blocks,
-            times[1:],
-            extents(file.fileno(), state.st_size),
-            locks_on(state),
-            [each for each in semaphores if own in each[0]],
-        ]
-
-
-def pool_id_of(name: str) -> int:
-    with open_view(name) as (header, _):
-        return header.constants.pool_id if header.constants else 0
-
-
-def extents(fd: int, size: int) -> list[tuple[int, int]]:
-    found, end = [], 0
-    while end < size:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError:
-            break
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        found.append((start, end))
-    return found
-
-
-def locks_on(state: os.stat_result) -> list[list[str]]:
-    place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
-    rows = [line.split()[1:] for line in Path("/proc/locks").read_text().splitlines()]
-    return sorted(row for row in rows if place in row)
 
 
 def own_descriptors() -> list[str]:
@@ -114,11 +63,11 @@ def test_looking_leaves_bytes_memory_times_and_locks_as_they_were(pool: Pool) ->
     assert own_descriptors() == descriptors
 
 
-def test_reading_does_not_even_leave_a_time_of_access(at_rest: str) -> None:
-    path = segments.path_of(at_rest)
+def test_reading_does_not_even_leave_a_time_of_access(resting: str) -> None:
+    path = segments.path_of(resting)
     os.utime(path, ns=(1, 2))  # older than the last change, so that an ordinary read would be noted
 
-    everything(at_rest)
+    everything(resting)
 
     assert os.stat(path).st_atime_ns == 1
 
@@ -235,32 +184,14 @@ def test_topics_of_before_a_reset_are_gone(pool: Pool) -> None:
 # ---- whatever its processes are doing
 
 
-def hold_every_lock(name: str) -> Callable[[Connection], None]:
-    def body(connection: Connection) -> None:
-        pool = Pool.attach(name)
-        store = store_of(pool)
-
-        def inside(place: int) -> None:
-            if place < len(locks):
-                locks[place].run(inside, place + 1)
-                return
-            connection.send("inside")
-            signal.pause()
-
-        locks = store.attachment.locks_in_order()
-        inside(0)
-
-    return body
-
-
-def test_a_pool_whose_every_lock_a_stopped_process_holds_is_seen_whole(at_rest: str) -> None:
-    with Forked(hold_every_lock(at_rest)) as holder:
+def test_a_pool_whose_every_lock_a_stopped_process_holds_is_seen_whole(resting: str) -> None:
+    with Forked(hold_every_lock(resting)) as holder:
         assert holder.hear() == "inside"
         holder.kill(signal.SIGSTOP)
         os.waitid(os.P_PID, holder.pid, os.WSTOPPED | os.WNOWAIT)
-        before = footprint(at_rest)
+        before = footprint(resting)
 
-        seen = in_child(lambda: everything(at_rest))  # which fails if it takes a minute
+        seen = in_child(lambda: everything(resting))  # which fails if it takes a minute
 
         assert seen.gate_locked
         assert seen.grow_locked
@@ -268,8 +199,8 @@ def test_a_pool_whose_every_lock_a_stopped_process_holds_is_seen_whole(at_rest: 
         assert [process.state for process in seen.processes if process.pid == holder.pid] == ["stopped"]
         assert len(seen.topics) == len(VALUES)
         assert seen.problems == []
-        assert in_child(lambda: reading.check(at_rest)) == []
-        assert footprint(at_rest) == before
+        assert in_child(lambda: reading.check(resting)) == []
+        assert footprint(resting) == before
 
 
 def test_a_pool_of_killed_processes_is_seen_with_their_rows(new_pool_name: Callable[[], str]) -> None:
@@ -341,23 +272,6 @@ def test_inserts_that_are_half_seen_are_no_findings(pool_name: str) -> None:
 # ---- damage
 
 
-def damage(name: str, offset: int, data: bytes) -> None:
-    with open(segments.path_of(name), "r+b") as file:
-        file.seek(offset)
-        file.write(data)
-
-
-def flip(name: str, offset: int) -> None:
-    with open(segments.path_of(name), "rb") as file:
-        byte = os.pread(file.fileno(), 1, offset)[0]
-    damage(name, offset, bytes((byte ^ 0x10,)))
-
-
-def field(name: str) -> int:
-    assert HEADER.fields is not None
-    return int(HEADER.fields[name][1])
-
-
 def place_of(pool: Pool, what: str) -> int:
     geometry = pool.constants.geometry
     return {
@@ -385,11 +299,11 @@ def place_of(pool: Pool, what: str) -> int:
         pytest.param("value", "1 topics are damaged", 299, id="value"),
     ],
 )
-def test_of_a_damaged_pool_the_rest_is_told(pool: Pool, at_rest: str, what: str, told: str, topics: int | None) -> None:
-    flip(at_rest, place_of(pool, what))
-    before = footprint(at_rest)
+def test_of_a_damaged_pool_the_rest_is_told(pool: Pool, resting: str, what: str, told: str, topics: int | None) -> None:
+    flip(resting, place_of(pool, what))
+    before = footprint(resting)
 
-    seen, findings = report.inspect(at_rest, with_topics=True), reading.check(at_rest)
+    seen, findings = report.inspect(resting, with_topics=True), reading.check(resting)
 
     assert seen.state == "damaged"
     assert any(told in problem for problem in seen.problems), seen.problems
@@ -397,7 +311,7 @@ def test_of_a_damaged_pool_the_rest_is_told(pool: Pool, at_rest: str, what: str,
     assert seen.total is not None
     assert findings
     assert all(finding.what and finding.where and finding.advice for finding in findings)
-    assert footprint(at_rest) == before
+    assert footprint(resting) == before
 
 
 def test_check_finds_what_the_pool_itself_finds(pool: Pool) -> None:
@@ -412,11 +326,11 @@ def test_check_finds_what_the_pool_itself_finds(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 100, PAGE_SIZE, 3 * PAGE_SIZE, "half"])
-def test_a_file_that_was_cut_short_is_no_sigbus(pool: Pool, at_rest: str, keep: Any) -> None:
+def test_a_file_that_was_cut_short_is_no_sigbus(pool: Pool, resting: str, keep: Any) -> None:
     size = pool.constants.geometry.arena_offset + 2000 if keep == "half" else keep
-    os.truncate(segments.path_of(at_rest), size)
+    os.truncate(segments.path_of(resting), size)
 
-    seen, findings = in_child(lambda: (report.inspect(at_rest, with_topics=True), reading.check(at_rest)))
+    seen, findings = in_child(lambda: (report.inspect(resting, with_topics=True), reading.check(resting)))
 
     assert seen.state == ("damaged" if size else "no pool")
     assert f"{size} bytes" in seen.problems[0]
@@ -425,10 +339,10 @@ def test_a_file_that_was_cut_short_is_no_sigbus(pool: Pool, at_rest: str, keep: 
 
 
 @pytest.mark.parametrize("what", ["version", "fingerprint"])
-def test_of_another_versions_pool_the_header_is_told(at_rest: str, what: str) -> None:
-    damage(at_rest, field(what), (99).to_bytes(8, "little"))
+def test_of_another_versions_pool_the_header_is_told(resting: str, what: str) -> None:
+    damage(resting, field(what), (99).to_bytes(8, "little"))
 
-    seen, shown = report.inspect(at_rest), report.summarize(at_rest)
+    seen, shown = report.inspect(resting), report.summarize(resting)
 
     assert seen.state == shown.state == "other version"
     assert getattr(seen.header, what) == 99
@@ -436,7 +350,7 @@ def test_of_another_versions_pool_the_header_is_told(at_rest: str, what: str) ->
     assert seen.processes == []
     for ask in (reading.check, lambda name: reading.resolve(name, [1]), lambda name: reading.lookup(name, [b"x"])):
         with pytest.raises(PoolVersionError):
-            ask(at_rest)
+            ask(resting)
 
 
 def test_what_is_no_pool_is_told_without_waiting_for_it(new_pool_name: Callable[[], str], tmp_path: Path) -> None:
