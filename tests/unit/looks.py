@@ -13,7 +13,8 @@ from typing import Any
 
 from shmpool import Pool
 from shmpool import segment as segments
-from shmpool.layout import HEADER
+from shmpool.layout import GATE_BYTE, GROW_BYTE, HEADER, PROCESS_BYTES, STRIPE_BYTES
+from shmpool.lock import others_hold
 from shmpool.view import open_view
 from tests.unit.inside import store_of
 
@@ -54,7 +55,7 @@ def footprint(name: str) -> list[object]:
             state.st_blocks,
             times[1:],
             extents(file.fileno(), state.st_size),
-            locks_on(state),
+            locks_on(name),
             [each for each in semaphores if own in each[0]],
         ]
 
@@ -76,10 +77,12 @@ def extents(fd: int, size: int) -> list[tuple[int, int]]:
     return found
 
 
-def locks_on(state: os.stat_result) -> list[list[str]]:
-    place = f"{os.major(state.st_dev):02x}:{os.minor(state.st_dev):02x}:{state.st_ino}"
-    rows = [line.split()[1:] for line in Path("/proc/locks").read_text().splitlines()]
-    return sorted(row for row in rows if place in row)
+def locks_on(name: str) -> list[int]:
+    """The bytes of a pool's file that somebody has locked. (/proc/locks misses some while others come and go.)"""
+    with open(segments.path_of(name), "rb") as file:
+        stripes = range(STRIPE_BYTES, STRIPE_BYTES + SMALL["stripe_count"])
+        rows = range(PROCESS_BYTES, PROCESS_BYTES + SMALL["process_count"])
+        return [byte for byte in (GATE_BYTE, GROW_BYTE, *stripes, *rows) if others_hold(file.fileno(), byte)]
 
 
 def damage(name: str, offset: int, data: bytes) -> None:

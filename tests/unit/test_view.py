@@ -73,8 +73,7 @@ def test_reading_does_not_even_leave_a_time_of_access(resting: str) -> None:
 
 
 def test_a_view_is_open_for_reading_only_unmapped_and_holds_no_lock(pool: Pool) -> None:
-    state = os.stat(segments.path_of(pool.name))
-    locks, maps = locks_on(state), maps_of(pool.name)
+    locks, maps = locks_on(pool.name), maps_of(pool.name)
 
     with open_view(pool.name) as (_, view):
         assert view is not None
@@ -84,7 +83,7 @@ def test_a_view_is_open_for_reading_only_unmapped_and_holds_no_lock(pool: Pool) 
 
         assert os.get_blocking(view.fd) is False
         assert flags_of(view.fd) & os.O_ACCMODE == os.O_RDONLY
-        assert locks_on(state) == locks
+        assert locks_on(pool.name) == locks
         assert maps_of(pool.name) == maps
 
 
@@ -336,6 +335,22 @@ def test_a_file_that_was_cut_short_is_no_sigbus(pool: Pool, resting: str, keep: 
     assert f"{size} bytes" in seen.problems[0]
     assert findings
     assert len(seen.topics or []) == 0 if keep != "half" else len(seen.topics) > 10
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_no_sigbus(resting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_and_cut() -> int:
+        lseek = os.lseek
+
+        def cut(fd: int, place: int, how: int) -> int:
+            found = lseek(fd, place, how)
+            if how == os.SEEK_HOLE:
+                os.truncate(segments.path_of(resting), PAGE_SIZE)
+            return found
+
+        monkeypatch.setattr(os, "lseek", cut)
+        return len(report.inspect(resting).stripes)
+
+    assert in_child(read_and_cut) == 4
 
 
 @pytest.mark.parametrize("what", ["version", "fingerprint"])
