@@ -34,6 +34,7 @@ General layout. A module imports only from groups above its own:
     text         what is safe to print                       The command.
     exchange     JSON
     render       tables and bars
+    live         top
     metrics      for Prometheus
     cli          errors and exit codes
     options      what commands share

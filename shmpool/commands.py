@@ -4,7 +4,7 @@ import click
 
 from shmpool.changing import collect, load, rm
 from shmpool.cli import USAGE, complain, hush
-from shmpool.looking import check, dump, inspect, lookup, ls, metrics, resolve
+from shmpool.looking import check, dump, inspect, lookup, ls, metrics, resolve, top
 
 
 def run(arguments: list[str]) -> int:
@@ -36,6 +36,7 @@ def root() -> None:
     shmpool ls                         all pools
     shmpool inspect gossip             all about one
     shmpool inspect gossip --watch     the same, live
+    shmpool top                        all pools, live
     shmpool check gossip               is it sound?
     shmpool dump gossip > topics.jsonl
     shmpool gc --dry-run               what do killed processes leave behind?
@@ -50,5 +51,5 @@ def root() -> None:
     """
 
 
-for command in (ls, inspect, check, resolve, lookup, dump, load, rm, collect, metrics):
+for command in (ls, inspect, check, resolve, lookup, dump, load, rm, collect, metrics, top):
     root.add_command(command)

@@ -15,8 +15,9 @@ from rich.live import Live
 
 from shmpool import exchange, reading, report
 from shmpool import segment as segments
-from shmpool.cli import FOUND, complain
+from shmpool.cli import FOUND, USAGE, complain
 from shmpool.errors import PoolNotFoundError
+from shmpool.live import run_top
 from shmpool.options import as_json, pool_name, print_json
 from shmpool.render import Renderer, make_console, show
 from shmpool.report import Report
@@ -48,6 +49,23 @@ def _all_pools() -> Iterator[Report]:
     for name, uid in segments.all_names():
         with suppress(PoolNotFoundError):  # it went meanwhile
             yield report.summarize(name, uid)
+
+
+@click.command()
+@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.1), metavar="S", help="Seconds between looks.")
+def top(*, every: float) -> int:
+    """Show all pools live, busiest first if you like: keys sort and filter, q quits. For a terminal.
+
+    Rates are as of each process's last flush of its counters.
+
+    \b
+    shmpool top --every 0.5
+    """
+    if not sys.stdin.isatty() or not sys.stdout.isatty():
+        return complain("top is for a terminal. See `shmpool ls --json` and `shmpool inspect --watch`.", USAGE)
+    with suppress(KeyboardInterrupt):
+        run_top(make_console(), lambda: list(_all_pools()), every)
+    return 0
 
 
 @click.command()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,11 +21,12 @@ from typing import Any, NamedTuple
 import click
 import pytest
 
-from shmpool import Pool, exchange
+from shmpool import Counters, Pool, exchange, report
 from shmpool import segment as segments
 from shmpool.cli import main
 from shmpool.commands import root
 from shmpool.layout import HEADER
+from shmpool.live import Board
 from tests.unit.looks import VALUES, at_rest, damage, field, flip, footprint, hold_every_lock, sample_pool
 from tests.unit.own_files import own_files
 from tests.unit.processes import DEADLINE_S, ROOT, Forked
@@ -364,6 +367,64 @@ def test_watching_through_a_pipe_is_a_line_of_json_each_time(pool: Pool) -> None
 
         assert process.wait(DEADLINE_S) == 0
     assert (first["topics"], later["topics"]) == (300, 301)
+
+
+def test_top_sorts_and_filters_by_keys_and_leaves_the_terminal_as_it_was(
+    new_pool_name: Callable[[], str],
+) -> None:
+    small, large = new_pool_name(), new_pool_name()
+    with Pool.create(small) as few, Pool.create(large) as many, on_terminal("top", "--every", "0.2") as (process, fd):
+        few.intern(b"x")
+        many.intern_many(VALUES)
+        before = termios.tcgetattr(fd)
+        read_until(fd, lambda shown: small in shown and large in shown)
+
+        by_name = last_screen(fd, b"n", lambda screen: 0 < screen.find(small) < screen.find(large))
+        by_topics = last_screen(fd, b"t", lambda screen: 0 < screen.find(large) < screen.find(small))
+        reverse = last_screen(fd, b"r", lambda screen: 0 < screen.find(small) < screen.find(large))
+        some = last_screen(fd, b"/" + large.encode() + b"\r", lambda screen: large in screen and f"\n{small} " not in screen)
+        os.write(fd, b"q")
+        rest = read_until(fd, lambda _: False)
+
+        assert all((by_name, by_topics, reverse, some))
+        assert process.wait(DEADLINE_S) == 0
+        assert "\x1b[?1049l" in rest
+        assert termios.tcgetattr(fd) == before
+
+
+def last_screen(fd: int, keys: bytes, is_it: Callable[[str], bool]) -> str:
+    """Press keys, and wait for a screen that is as it should be then."""
+    os.write(fd, keys)
+    shown = read_until(fd, lambda shown: any(map(is_it, whole_screens(shown))))
+    return next(filter(is_it, whole_screens(shown)))
+
+
+def whole_screens(shown: str) -> list[str]:
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", lambda match: "\f" if match[0] == "\x1b[H" else "", shown)
+    return [screen for screen in plain.split("\f")[1:] if "q quit" in screen]
+
+
+def test_top_without_a_terminal_is_refused(run: Run) -> None:
+    ran = run("top")
+
+    assert (ran.code, ran.out) == (2, "")
+    assert "for a terminal" in ran.err
+
+
+def test_rates_are_counts_a_second_and_start_over_with_a_new_pool(pool: Pool) -> None:
+    board = Board()
+    board.update([report.summarize(pool.name)], 10.0)
+    first = board.rows[0]
+    pool.intern_many([b"%d" % number for number in range(100)])
+    board.update([report.summarize(pool.name)], 14.0)
+    second = board.rows[0]
+    seen = report.summarize(pool.name)
+    seen.total = Counters()
+    board.update([seen], 18.0)
+
+    assert (first.insert_rate, first.miss_rate) == (0.0, 0.0)
+    assert (second.insert_rate, second.miss_rate, second.hit_rate) == (25.0, 25.0, 0.0)
+    assert board.rows[0].insert_rate == 0.0
 
 
 @pytest.mark.parametrize("kind", ["inspect", "json", "dump", "resolve", "lookup", "damaged"])

@@ -107,7 +107,7 @@ def test_what_is_done_to_a_view_does_not_reach_the_pool(pool: Pool) -> None:
 
 
 def test_a_large_empty_pool_costs_neither_time_nor_memory_to_copy(new_pool_name: Callable[[], str]) -> None:
-    with Pool.create(new_pool_name(), arena_size=1 << 36) as pool, open_view(pool.name) as (_, view):
+    with Pool.create(new_pool_name(), arena_size=1 << 31) as pool, open_view(pool.name) as (_, view):
         assert view is not None
         before = resident_size()
 
