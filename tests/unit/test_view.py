@@ -256,7 +256,8 @@ def test_inserts_that_are_half_seen_are_no_findings(pool_name: str) -> None:
             for number in range(200_000):
                 pool.intern(b"%d" % number)
                 if connection.poll():
-                    return
+                    break
+            connection.recv()
 
     with Forked(insert) as writer:
         assert writer.hear() == "begun"
