@@ -139,6 +139,12 @@ def inspect(name: str, *, top: int = 10, with_topics: bool = False) -> Report:
 
     Raises PoolNotFoundError, PoolError for what is no file or may not be read.
     """
+    seen = _inspect(name, top, with_topics=with_topics)
+    # A word that was being stored while the kernel copied it could look damaged. Damage stays, so what is there twice is.
+    return _inspect(name, top, with_topics=with_topics) if seen.problems and seen.live_count else seen
+
+
+def _inspect(name: str, top: int, *, with_topics: bool) -> Report:
     with open_view(name) as (header, view):
         report = _start(header, view)
         if view:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
+from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from shmpool import Pool, PoolError, PoolNotFoundError, PoolVersionError, readin
 from shmpool import segment as segments
 from shmpool.layout import EPOCH_WORD, LEDGER, PAGE_SIZE, STRIPE_WORDS, WORD_SIZE
 from shmpool.report import Report
-from shmpool.view import open_view
+from shmpool.view import View, open_view
 from tests.unit.faults import Faults, killed_at
 from tests.unit.inside import store_of
 from tests.unit.looks import SMALL, VALUES, at_rest, damage, field, flip, footprint, hold_every_lock, locks_on, sample_pool
@@ -251,12 +253,14 @@ def insert_one(name: str, faults: Faults) -> None:
 
 def test_inserts_that_are_half_seen_are_no_findings(pool_name: str) -> None:
     def insert(connection: Connection) -> None:
-        with Pool.create(pool_name, capacity=200_000, stripe_count=1) as pool:
+        with Pool.create(pool_name, stripe_count=1) as pool:
             connection.send("begun")
-            for number in range(200_000):
+            for number in range(20_000):
                 pool.intern(b"%d" % number)
-                if connection.poll():
-                    break
+                if number % 20 == 0:
+                    time.sleep(0.002)  # so that the looks, which take longer the more there is, meet many inserts
+                    if connection.poll():
+                        break
             connection.recv()
 
     with Forked(insert) as writer:
@@ -267,6 +271,28 @@ def test_inserts_that_are_half_seen_are_no_findings(pool_name: str) -> None:
         writer.say("stop")
         writer.result()
     assert looks == [([], [])] * 12
+
+
+@pytest.mark.parametrize("ask", ["check", "inspect"])
+@pytest.mark.parametrize("at", range(1, 9))
+def test_an_insert_at_any_point_of_a_look_is_no_finding(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch, at: int, ask: str
+) -> None:
+    load, loads = View.load, count(1)
+
+    def load_after_inserts(view: View, start: int, end: int) -> None:
+        if next(loads) == at:
+            pool.intern_many([b"new %d" % number for number in range(64)])  # of which every stripe gets some
+        load(view, start, end)
+
+    monkeypatch.setattr(View, "load", load_after_inserts)
+
+    if ask == "check":
+        assert reading.check(pool.name) == []
+    else:
+        seen = report.inspect(pool.name, with_topics=True)
+        assert seen.problems == []
+        assert {topic.value for topic in seen.topics or []} >= set(VALUES)
 
 
 # ---- damage
