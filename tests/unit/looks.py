@@ -47,8 +47,8 @@ def footprint(name: str) -> list[object]:
     path = Path(segments.path_of(name))
     state = path.stat()
     with path.open("rb") as file:
-        semaphores = sorted((each.name, each.read_bytes()) for each in Path("/dev/shm").glob("sem.shmpool-*"))
-        own = f"{pool_id_of(name):016x}"
+        own = Path("/dev/shm").glob(f"sem.shmpool-{pool_id_of(name):016x}-*")
+        semaphores = sorted((each.name, each.read_bytes()) for each in own)
         times = (state.st_atime_ns, state.st_mtime_ns, state.st_ctime_ns)
         return [
             hashlib.sha256(os.pread(file.fileno(), state.st_size, 0)).hexdigest(),
@@ -56,7 +56,7 @@ def footprint(name: str) -> list[object]:
             times[1:],
             extents(file.fileno(), state.st_size),
             locks_on(name),
-            [each for each in semaphores if own in each[0]],
+            semaphores,
         ]
 
 
