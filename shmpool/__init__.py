@@ -16,6 +16,7 @@ General layout. A module imports only from groups above its own:
     table        slots: find, build
     arena        records: write, read, walk
     cache        refs a process remembers, and their uses
+    processes    what /proc says about a process
 
     stripe       table + arena + intents: insert, recover    Composition.
     inspection   stats, top, check
@@ -23,7 +24,23 @@ General layout. A module imports only from groups above its own:
     leftovers    gc: remove what nobody uses any more
     store        the above, from values to refs and back
 
+    view         a private copy of a pool, read-only         Looking on: no row, no lock.
+    topics       which it holds
+    report       all that can be told of a view
+    reading      is it sound, what is this ref, ...
+
     pool         Pool                                        The surface.
+
+    text         what is safe to print                       The command.
+    exchange     JSON
+    render       tables and bars
+    live         top
+    metrics      for Prometheus
+    cli          errors and exit codes
+    options      what commands share
+    looking      ls, inspect, check, ...
+    changing     load, rm, gc
+    commands     all of them
 
 Only what is named here is public.
 """

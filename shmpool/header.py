@@ -74,24 +74,33 @@ def decode(page: bytes, file_size: int, where: str) -> Constants:
     if header["checksum"] != _checksum(page):
         raise PoolCorruptError(f"{where}: the header's checksum does not match its constants. {kept}")
     try:
-        geometry = Geometry(
+        constants = read_constants(page)
+    except ValueError as error:
+        raise PoolCorruptError(f"{where}: {error}. {kept}") from None
+    if not constants.geometry.total_size == header["total_size"] == file_size:
+        raise PoolCorruptError(
+            f"{where}: {file_size} bytes long, {header['total_size']} by its header and {constants.geometry.total_size} by its "
+            f"options. {kept}"
+        )
+    return constants
+
+
+def read_constants(page: bytes) -> Constants:
+    """What a header page says, believed as it stands: for who has verified it, or only wants to show it.
+
+    Raises ValueError for constants that no pool can have.
+    """
+    header = np.frombuffer(page, HEADER, 1)[0]
+    return Constants(
+        pool_id=int(header["pool_id"]),
+        hash_key=header["hash_key"].tobytes(),
+        geometry=Geometry(
             capacity=int(header["capacity"]),
             arena_size=int(header["arena_size"]),
             stripe_count=int(header["stripe_count"]),
             process_count=int(header["process_count"]),
             max_value_size=int(header["max_value_size"]),
-        )
-    except ValueError as error:
-        raise PoolCorruptError(f"{where}: {error}. {kept}") from None
-    if not geometry.total_size == header["total_size"] == file_size:
-        raise PoolCorruptError(
-            f"{where}: {file_size} bytes long, {header['total_size']} by its header and {geometry.total_size} by its "
-            f"options. {kept}"
-        )
-    return Constants(
-        pool_id=int(header["pool_id"]),
-        hash_key=header["hash_key"].tobytes(),
-        geometry=geometry,
+        ),
         insert_budget=int(header["insert_budget"]),
         reserve=int(header["reserve"]),
         persistent=bool(header["persistent"]),

@@ -46,6 +46,18 @@ class Counters:
     uses_dropped: int = 0
 
 
+COUNTER_MEANINGS: Final = {
+    "hits": "Interns and lookups that found their value.",
+    "misses": "Interns and lookups that did not; an insert is one.",
+    "inserts": "Topics inserted.",
+    "lock_waits": "Waits for a stripe's lock.",
+    "takeovers": "Locks taken over from killed processes.",
+    "rollbacks": "Operations of killed processes that were undone.",
+    "rollforwards": "Operations of killed processes that were finished.",
+    "uses_dropped": "Uses that found no memory to be counted in.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessStats:
     """One row of the process table. `attached_ns` is wall-clock time; a row that is not live is a killed process's."""
@@ -113,8 +125,8 @@ class Finding(NamedTuple):
 def read_stats(stripes: Stripes, own_row: int) -> PoolStats:
     """The pool's statistics. Takes no lock."""
     segment, geometry = stripes.segment, stripes.geometry
-    snapshot = take_snapshot(segment, with_uses=False)
-    chunks = list(_chunks(stripes))
+    total, processes = read_processes(segment, own_row)
+    chunks = list(read_chunks(stripes))
     return PoolStats(
         name=segment.pool_name,
         size=stripes.total(),
@@ -123,12 +135,20 @@ def read_stats(stripes: Stripes, own_row: int) -> PoolStats:
         arena_committed_size=stripes.limit(),
         arena_size=geometry.arena_size,
         memory_size=segment.memory_size,
-        total=_counters(snapshot.counters.sum(axis=0, dtype=np.uint64)),
-        processes=tuple(_processes(segment, snapshot, own_row)),
+        total=total,
+        processes=processes,
     )
 
 
-def _chunks(stripes: Stripes) -> Iterator[Chunk]:
+def read_processes(segment: Segment, own_row: int) -> tuple[Counters, tuple[ProcessStats, ...]]:
+    """What all processes have counted, those that left included, and the rows of those that did not. Takes no lock."""
+    snapshot = take_snapshot(segment, with_uses=False)
+    total = _counters(snapshot.counters.sum(axis=0, dtype=np.uint64))
+    return total, tuple(_processes(segment, snapshot, own_row))
+
+
+def read_chunks(stripes: Stripes) -> Iterator[Chunk]:
+    """The chunks that were taken, in order."""
     for index in range(stripes.limit() // stripes.geometry.chunk_size):
         yield read_chunk(stripes.segment, index, stripes.epoch)
 
@@ -174,6 +194,18 @@ def count_topics(stripes: Stripes, k: int, hash_value: Callable[[bytes], int]) -
     return found
 
 
+def recover_and_check(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> list[Finding]:
+    """Every invariant of one stripe, once what a killed process left is finished. For who holds its lock, or has a copy."""
+    try:
+        if not stripes.is_started(stripe):
+            stripes.refuse_unstarted_owner(stripe)
+            return []
+        stripes.recover(stripe)
+        return check_stripe(stripes, stripe, hash_value)
+    except PoolCorruptError as error:
+        return [Finding(str(error), f"stripe {stripe}", "Make the pool anew.")]
+
+
 def check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> list[Finding]:
     """Every invariant of one stripe, for who holds its lock and has run `recover`. Empty means sound."""
     findings: list[Finding] = []
@@ -205,7 +237,7 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
 
     walked: set[int] = set()
     values: dict[bytes, int] = {}
-    for index, taken in enumerate(_chunks(stripes)):
+    for index, taken in enumerate(read_chunks(stripes)):
         if taken.owner != stripe:
             continue
         end = index * geometry.chunk_size
@@ -250,6 +282,6 @@ def check_chunks(stripes: Stripes) -> list[Finding]:
     """Chunks that nobody owns, or somebody who cannot. Empty means sound."""
     return [
         Finding(f"its owner is stripe {chunk.owner}", f"chunk {index}", "Make the pool anew.")
-        for index, chunk in enumerate(_chunks(stripes))
+        for index, chunk in enumerate(read_chunks(stripes))
         if not 0 <= chunk.owner < stripes.geometry.stripe_count
     ]

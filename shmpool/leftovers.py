@@ -22,13 +22,15 @@ from shmpool.lock import semaphore_files
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A file that `gc` found: `memory_size` bytes of real memory at `path`; `note` says why, and what to do where it was kept."""
+    """A file that `gc` found: `memory_size` bytes of real memory at `path`; `note` says why, and what to do where it is `kept`:
+    not removed, and would not be without `dry_run` either."""
 
     path: str
     kind: Literal["pool", "semaphore"]
     memory_size: int
     removed: bool
     note: str
+    kept: bool = False
 
 
 def gc(*, dry_run: bool = False) -> list[Leftover]:
@@ -48,7 +50,7 @@ def gc(*, dry_run: bool = False) -> list[Leftover]:
             continue  # it went meanwhile
         except PoolError as error:
             unreadable = segments.path_of(name)
-            found.append(Leftover(unreadable, "pool", _memory_size(unreadable), removed=False, note=str(error)))
+            found.append(Leftover(unreadable, "pool", _memory_size(unreadable), removed=False, note=str(error), kept=True))
             continue
         try:
             known.add(segment.constants.pool_id)
@@ -74,7 +76,7 @@ def _remove_semaphores(paths: list[str], unreadable: str, *, dry_run: bool) -> I
             note = f"its pool is gone, or is {unreadable}, which cannot be read. It was left as it is. Remove that file first."
         else:
             note = "its pool is gone"
-        yield Leftover(path, "semaphore", size, removed=not (unreadable or dry_run), note=note)
+        yield Leftover(path, "semaphore", size, removed=not (unreadable or dry_run), note=note, kept=bool(unreadable))
 
 
 def _memory_size(path: str) -> int:

@@ -323,14 +323,18 @@ def closer(opened: list[int]) -> Iterator[None]:
 
 def own_names() -> list[str]:
     """Names of this user's files that are named as pools are, whatever they hold."""
-    names: list[str] = []
+    return [name for name, uid in all_names() if uid == os.geteuid() and _NAME.fullmatch(name)]
+
+
+def all_names() -> list[tuple[str, int]]:
+    """Names and owners of everybody's files that begin as a pool's does. The rest of a name may be anything: peers chose it."""
+    names: list[tuple[str, int]] = []
     with os.scandir(SHM_DIR) as entries:
         for entry in entries:
             name = entry.name.removeprefix(PREFIX)
-            if name != entry.name and _NAME.fullmatch(name):
+            if name != entry.name:
                 with suppress(FileNotFoundError):  # it went meanwhile
-                    if entry.stat(follow_symlinks=False).st_uid == os.geteuid():
-                        names.append(name)
+                    names.append((name, entry.stat(follow_symlinks=False).st_uid))
     return sorted(names)
 
 

@@ -25,7 +25,7 @@ from shmpool.attachment import Attachment
 from shmpool.cache import Cache
 from shmpool.errors import PoolClosedError, PoolCorruptError, PoolError, PoolFullError, StaleRefError
 from shmpool.hashing import make_hasher
-from shmpool.inspection import Finding, TopicCount, check_chunks, check_rows, check_stripe, count_topics
+from shmpool.inspection import Finding, TopicCount, check_chunks, check_rows, count_topics, recover_and_check
 from shmpool.layout import FIRST_COUNTER, GROW_BYTE, RECORD_SIZE, STRIPE_BYTES, TopicRef
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, StripeLock, close_semaphores, is_own_process, unlock_all
@@ -352,19 +352,11 @@ class Store:
     def check(self) -> list[Finding]:
         """Everything that contradicts something else; empty means sound. Locks one stripe at a time."""
         findings = [
-            finding for stripe, lock in enumerate(self.locks) for finding in lock.run(self._recover_and_check, stripe)
+            finding
+            for stripe, lock in enumerate(self.locks)
+            for finding in lock.run(recover_and_check, self.stripes, stripe, self._hash)
         ]
         return findings + check_chunks(self.stripes) + check_rows(self.segment)
-
-    def _recover_and_check(self, stripe: int) -> list[Finding]:
-        try:
-            if not self.stripes.is_started(stripe):
-                self.stripes.refuse_unstarted_owner(stripe)
-                return []
-            self.stripes.recover(stripe)
-            return check_stripe(self.stripes, stripe, self._hash)
-        except PoolCorruptError as error:
-            return [Finding(str(error), f"stripe {stripe}", "Make the pool anew.")]
 
     def reset(self) -> None:
         """Drop every topic. Raises PoolBusyError while anyone else is attached."""

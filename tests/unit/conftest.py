@@ -7,7 +7,7 @@ import pytest
 from shmpool import engine
 
 BUILT = engine.ENGINE == "compiled"
-WITH_EACH = {"test_pool", "test_store", "test_stripe", "test_inspection", "test_engine", "test_hostile"}
+WITH_EACH = {"test_pool", "test_store", "test_stripe", "test_inspection", "test_engine", "test_hostile", "test_view"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
