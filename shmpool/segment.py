@@ -97,7 +97,9 @@ class Segment(SharedMemory):
         except OSError as error:
             if error.errno == errno.ENXIO:  # beyond the file's end
                 return False
-            raise ValueError(f"pool {self.pool_name!r} was closed") from None  # as reading its words says
+            if error.errno == errno.EBADF:
+                raise ValueError(f"pool {self.pool_name!r} was closed") from None  # as reading its words says
+            raise  # a signal handler's, say a TimeoutError
 
     def _raise_full(self, needed: int, error: OSError) -> NoReturn:
         state = os.fstatvfs(self.fd)

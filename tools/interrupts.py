@@ -59,8 +59,8 @@ def main() -> int:
             for operation in options.only or SCENES:
                 task = progress.add_task(operation, total=options.interrupts)
                 rows[operation] = run(operation, seed, options.interrupts, progress, task)
-                if rows[operation]["violation"] or not console.is_terminal:
-                    console.print(f"{operation}: {rows[operation]}")
+                if not console.is_terminal:
+                    console.print(f"{operation}: {'a violation' if rows[operation]['violation'] else 'sound'}")
     except KeyboardInterrupt:
         console.print(f"Stopped after {len(rows)} operations.")
     left = sorted(pool_files() - files)
@@ -78,6 +78,9 @@ def main() -> int:
         print(json.dumps(record, indent=2))
     else:
         Console().print(tabulate(rows, seed))
+        for operation, row in rows.items():
+            if row["violation"]:
+                print(f"\n{operation}:\n{row['violation']}")
     if left:
         console.print(f"Files left: {', '.join(left)}")
     return 1 if record["violations"] or len(rows) < len(options.only or SCENES) else 0
@@ -175,7 +178,7 @@ def tabulate(rows: dict[str, dict[str, Any]], seed: int) -> Table:
     for heading in ("operation", "check points", "signals", "inside", "raised", "handler used it", "swallowed", "s", "violation"):
         table.add_column(heading, justify="left" if heading in {"operation", "violation"} else "right")
     for operation, row in rows.items():
-        table.add_row(operation, *(str(row[column]) for column in COLUMNS), str(row["seconds"]), row["violation"] or "none")
+        table.add_row(operation, *(str(row[column]) for column in COLUMNS), str(row["seconds"]), "yes" if row["violation"] else "none")
     return table
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from shmpool import Pool, PoolCorruptError, PoolError, PoolExistsError, PoolVers
 from shmpool import segment as segments
 from shmpool.header import Constants
 from shmpool.layout import HEADER, PAGE_SIZE
+from tests.unit.inside import store_of
 from tests.unit.processes import in_child, independent
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's file")
@@ -277,3 +279,22 @@ print(resource_tracker._resource_tracker._pid)
 """
 
     assert independent(code, pool_name).stdout == "None\n"
+
+
+@pytest.mark.parametrize("error", [TimeoutError("a handler's"), OSError(errno.EIO, "a disk's")])
+def test_what_a_handler_raises_while_a_table_is_looked_for_is_not_taken_for_a_closed_pool(
+    pool_name: str, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise error
+
+    with Pool.create(pool_name) as pool:
+        segment = store_of(pool).segment
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "lseek", interrupted)
+            with pytest.raises(type(error), match="a "):
+                segment.is_written(0, 8)
+        assert segment.is_written(0, 8)
+
+    with pytest.raises(ValueError, match="closed"):
+        segment.is_written(0, 8)
