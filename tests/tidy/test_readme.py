@@ -20,6 +20,7 @@ NOT_RUN = {
     "git clone ": "needs the network",
     "cd ": "means nothing to a process of its own",
     "pip install ": "needs the network",
+    "shmpool inspect gossip": "needs a pool of that name with processes in it; tests/unit/test_cli.py makes such pools",
     "python3 tools/dev.py test": "is what runs this test",
     "python3 tools/dev.py demo": "takes both cores for a minute; tests/worker runs its parts",
     "python3 tools/dev.py bench": "measures for minutes, and beside other tests it would measure them",
