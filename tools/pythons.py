@@ -32,7 +32,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = Path(__file__).parent / "results"
 OLDEST: Final = (3, 11)
 TESTS: Final = ("tests/unit", "tests/property", "tests/stress")
-NOT_NEEDED: Final = ("matplotlib", "mypy", "ruff")  # of the package's dev extra
+NOT_NEEDED: Final = ("matplotlib", "mypy", "ruff", "shmpool")  # of the package's dev extra; the last is the package itself
 ASK: Final = "import sys; print(*sys.version_info[:3], sys.version.replace(chr(10), ' '), sep='|')"
 HOW_LONG_S: Final = 3600
 
@@ -167,7 +167,7 @@ def install(python: Python, venv: Path) -> None:
         call([python.path, "-m", "venv", "--clear", "--without-pip", venv])
         # An environment without ensurepip (Debian's Python) is filled from outside, by the pip of the Python that runs this.
         pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet"]
-        call([*pip, "--editable", str(ROOT), *needed()])
+        call([*pip, "--editable", f"{ROOT}[cli]", *needed()])
         (venv / "installed").touch()
 
 
