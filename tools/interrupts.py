@@ -178,7 +178,8 @@ def tabulate(rows: dict[str, dict[str, Any]], seed: int) -> Table:
     for heading in ("operation", "check points", "signals", "inside", "raised", "handler used it", "swallowed", "s", "violation"):
         table.add_column(heading, justify="left" if heading in {"operation", "violation"} else "right")
     for operation, row in rows.items():
-        table.add_row(operation, *(str(row[column]) for column in COLUMNS), str(row["seconds"]), "yes" if row["violation"] else "none")
+        figures = [str(row[column]) for column in (*COLUMNS, "seconds")]
+        table.add_row(operation, *figures, "yes" if row["violation"] else "none")
     return table
 
 
