@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -390,6 +391,28 @@ def test_segment_that_shrank_or_was_released_is_a_value_error() -> None:
             made.find_many([(1, b"x")])
         with pytest.raises(ValueError, match="released"):
             made.insert_many([(1, b"x", -1)], 1)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda made: made.find(b"known"),
+        lambda made: made.insert(b"known"),
+        lambda made: made.insert(b"new"),
+        lambda made: made.find_many([(made.hash(b"known"), b"known")]),
+        lambda made: made.insert_many([(made.hash(b"new"), b"new", -1)], 1),
+        lambda made: made.find_many([(1,)]),
+        lambda made: made.insert_many([(1, "x", -1)], 1),
+    ],
+)
+def test_no_call_keeps_the_segment_mapped(pool_name: str, call: Callable[[Any], object]) -> None:
+    with Pool.create(pool_name, stripe_count=1) as pool:
+        pool.intern(b"known")
+        segment = store_of(pool).segment
+        with suppress(TypeError, IndexError):
+            call(store_of(pool).stripes.engine)
+
+    assert segment.data.closed
 
 
 def test_damaged_slots_that_lead_anywhere_give_a_miss_or_the_record(pool: Pool, rng: random.Random) -> None:
