@@ -13,7 +13,6 @@
  * Written for the stable ABI of Python 3.11, so that one build serves every later one.
  */
 
-#define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -400,12 +399,14 @@ static PyObject *Engine_new(PyTypeObject *type, PyObject *args, PyObject *keywor
 {
     static char *names[] = {"words", "key", "stripe_bits", "stripes_word", "tables_word", "stripe_tables_words", "min_table_bits",
                             "max_table_bits", "stripe_capacity", "chunks_word", "arena_word", "arena_size", "chunk_size", NULL};
-    PyObject *words;
-    const char *key;
+    PyObject *words, *key_object;
+    char *key;
     Py_ssize_t key_size;
     unsigned long long n[11];
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!y#KKKKKKKKKKK", names, &PyMemoryView_Type, &words, &key, &key_size, n,
-                                     n + 1, n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, n + 8, n + 9, n + 10))
+    /* No format with a length: built by Python 3.13 and run by 3.11, one is refused for want of PY_SSIZE_T_CLEAN. */
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!OKKKKKKKKKKK", names, &PyMemoryView_Type, &words, &key_object, n, n + 1,
+                                     n + 2, n + 3, n + 4, n + 5, n + 6, n + 7, n + 8, n + 9, n + 10)
+        || PyBytes_AsStringAndSize(key_object, &key, &key_size))
         return NULL;
     if (key_size != 16) return PyErr_Format(PyExc_ValueError, "the hash key is 16 bytes, not %zd", key_size);
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);

@@ -20,7 +20,7 @@ import pytest
 from shmpool import Pool, PoolClosedError, PoolNotFoundError
 from tests.model import assert_sound
 from tests.stress.programs import Program
-from tests.stress.test_lives import VALUES, live_pids
+from tests.stress.test_lives import VALUES, assert_attached, live_pids
 from tests.unit.processes import DEADLINE_S, Forked, wait_for_exit
 
 METHODS = ["fork", "spawn", "forkserver"]
@@ -58,7 +58,7 @@ def test_program_executed_by_an_attached_process_has_nothing_of_the_pool(pool_na
         wait_until_executed(child.pid)
 
         assert held_by(child.pid) == []
-        assert live_pids(pool) == [os.getpid()]
+        assert_attached(pool, [os.getpid()])
         assert_sound(pool, dict(zip(VALUES, refs, strict=True)))
 
 
@@ -80,7 +80,7 @@ def test_program_started_beside_a_pool_is_not_attached_and_keeps_nothing_alive(p
         wait_until_executed(pid)
 
         assert held_by(pid) == []
-        assert live_pids(pool) == [os.getpid()] * 2
+        assert_attached(pool, [os.getpid()] * 2)
     with pytest.raises(PoolNotFoundError):
         Pool.attach(pool_name)
     os.kill(pid, signal.SIGKILL)
@@ -109,7 +109,7 @@ for line in sys.stdin:
             assert len(refs) == 1
             assert third.ask("b") not in refs
             with Pool.attach(pool_name) as pool:
-                assert sorted(live_pids(pool)) == sorted([os.getpid(), third.process.pid])
+                assert_attached(pool, [os.getpid(), third.process.pid])
                 assert pool.check() == []
     with pytest.raises(PoolNotFoundError):
         Pool.attach(pool_name)
@@ -142,7 +142,7 @@ def assert_agree(pool: Pool, answers: list[list[int]]) -> None:
     for values, given in zip(chunks(), answers, strict=True):
         for value, ref in zip(values, given, strict=True):
             assert refs.setdefault(value, ref) == ref
-    assert live_pids(pool) == [os.getpid()]
+    assert_attached(pool, [os.getpid()])
     assert_sound(pool, refs)
 
 
@@ -203,7 +203,7 @@ def test_processes_of_the_same_pid_in_two_namespaces_are_told_apart_and_taken_ov
         first, second = one.ask("a").split(), two.ask("a").split()
         assert first[:2] == second[:2] == ["1", str(pool.intern(b"a\n"))]  # both have pid 1 where they are
         assert second[3] == "11"
-        assert live_pids(pool) == sorted([1, 1, os.getpid()])
+        assert_attached(pool, [1, 1, os.getpid()])
 
         assert one.ask("hold") == "inside"
         children = Path(f"/proc/{one.process.pid}/task/{one.process.pid}/children").read_text().split()
@@ -213,7 +213,7 @@ def test_processes_of_the_same_pid_in_two_namespaces_are_told_apart_and_taken_ov
         assert ref == str(pool.intern(b"b\n"))
         assert takeovers == "1"
         assert sorted(lives) == ["0", "1"]
-        assert live_pids(pool) == sorted([1, os.getpid()])
+        assert_attached(pool, [1, os.getpid()])
         assert pool.check() == []
 
 
@@ -244,6 +244,6 @@ def test_child_that_c_code_forked_is_refused_and_its_parents_close_blocks_nobody
 
         family.say("end")
         assert wait_for_exit(int(grandchild))
-        assert live_pids(pool) == [os.getpid()]
+        assert_attached(pool, [os.getpid()])
     os.close(read)
     os.close(write)
