@@ -221,6 +221,13 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
 
 /* ---- Python */
 
+/* Not Py_RETURN_NONE: built by Python 3.12, where None is immortal, and run by 3.11, where it is not, that loses a reference. */
+static PyObject *none(void)
+{
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
 static bool read_value(PyObject *object, char **value, uint64_t *size)
 {
     Py_ssize_t length;
@@ -261,7 +268,7 @@ static PyObject *Engine_find(Engine *self, PyObject *object)
     if (!read_value(object, &value, &size) || !pin(self, &buffer)) return NULL;
     int64_t found = find(self, buffer.buf, siphash13(self->key, value, size), value, size);
     PyBuffer_Release(&buffer);
-    if (found == ODD) Py_RETURN_NONE;
+    if (found == ODD) return none();
     return PyLong_FromLongLong(found);
 }
 
@@ -281,7 +288,7 @@ static PyObject *Engine_insert(Engine *self, PyObject *object)
     if (!read_value(object, &value, &size) || !pin(self, &buffer)) return NULL;
     int64_t offset = insert(self, buffer.buf, siphash13(self->key, value, size), value, size, true);
     PyBuffer_Release(&buffer);
-    if (offset == ODD) Py_RETURN_NONE;
+    if (offset == ODD) return none();
     return PyLong_FromLongLong(offset);
 }
 
@@ -364,7 +371,7 @@ static PyObject *Engine_start_epoch(Engine *self, PyObject *object)
     if (!read_word(object, &epoch)) return NULL;
     self->epoch = epoch;
     memset(self->known, 0, sizeof self->known);
-    Py_RETURN_NONE;
+    return none();
 }
 
 static PyObject *Engine_know_table(Engine *self, PyObject *const *args, Py_ssize_t count)
@@ -376,7 +383,7 @@ static PyObject *Engine_know_table(Engine *self, PyObject *const *args, Py_ssize
         || (place & 0xFF) < self->min_table_bits || (place & 0xFF) > self->max_table_bits)
         return PyErr_Format(PyExc_ValueError, "no table of this pool");
     self->known[stripe] = state;
-    Py_RETURN_NONE;
+    return none();
 }
 
 /* Whether everything that is ever followed lies within the segment: `pin` then needs to know only its size. */

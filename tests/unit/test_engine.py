@@ -393,6 +393,23 @@ def test_segment_that_shrank_or_was_released_is_a_value_error() -> None:
             made.insert_many([(1, b"x", -1)], 1)
 
 
+def test_declining_costs_no_reference_to_none(pool: Pool) -> None:
+    """As it did when one Python had built the engine and an older one ran it."""
+    words, compiled, epoch = store_of(pool).segment.words, store_of(pool).stripes.engine, store_of(pool).stripes.epoch
+    assert compiled
+    honest = words[ARENA_LIMIT_WORD]
+    words[ARENA_LIMIT_WORD] ^= 1 << 20
+    before = sys.getrefcount(None)
+
+    for _ in range(1000):
+        assert compiled.find(b"known") is None
+        assert compiled.insert(b"new") is None
+        assert compiled.start_epoch(epoch) is None  # type: ignore[func-returns-value]
+
+    assert abs(sys.getrefcount(None) - before) < 100
+    words[ARENA_LIMIT_WORD] = honest
+
+
 @pytest.mark.parametrize(
     "call",
     [
