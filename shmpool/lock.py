@@ -174,7 +174,7 @@ class StripeLock(ByteLock):
         # after any call returns, so the token must be stored by the same C call that takes it (extend over map), inside
         # the `try`, and every step of giving back is in a `finally` of its own. `t = acquire()` before the `try` lost the
         # token in 61 % of interrupts that hit there.
-        if self.is_mine():
+        if self._mutex._is_owned():  # noqa: SLF001 - as is_mine, spared a call
             self.refuse_reentry()
         with self._mutex:
             if not _marked[0] or self._file.fd < 0:

@@ -125,12 +125,14 @@ class Store:
         return offsets[0]
 
     def _insert_one(self, stripe: int, value: bytes, capacity: int) -> int:
-        room = self._room(stripe, capacity)
-        if room > 0:
-            offset = self.stripes.insert(value)
+        stripes = self.stripes
+        # Nearly always both bounds are far away. Otherwise `find_or_insert` is told how far.
+        if stripes.inserts < self._insert_budget and stripes.count(stripe) <= self._sparse_count:
+            offset = stripes.insert(value)
             if offset is not None:
                 return offset
-        offsets, error = self.stripes.find_or_insert(stripe, _UNSEEN, [(self._hash(value), value, -1)], room)
+        room = self._room(stripe, capacity)
+        offsets, error = stripes.find_or_insert(stripe, _UNSEEN, [(self._hash(value), value, -1)], room)
         if not offsets:
             raise error or self._full(capacity)
         return offsets[0]
