@@ -82,7 +82,7 @@ def main() -> int:
         except KeyboardInterrupt:
             console.print(f"Stopped after {len(results)} of {len(pythons)} Pythons.")
     record = {
-        "command": " ".join(["python", "tools/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join(["python", "tools/" + Path(sys.argv[0]).name, *(Path(each).name if each.startswith("/") else each for each in sys.argv[1:])]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
         "kernel": platform.release(),
