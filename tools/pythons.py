@@ -82,7 +82,7 @@ def main() -> int:
         except KeyboardInterrupt:
             console.print(f"Stopped after {len(results)} of {len(pythons)} Pythons.")
     record = {
-        "command": " ".join(["python", "tools/" + Path(sys.argv[0]).name, *(Path(each).name if each.startswith("/") else each for each in sys.argv[1:])]),
+        "command": " ".join(["python", "tools/" + Path(sys.argv[0]).name, *map(without_folder, sys.argv[1:])]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": platform.machine(),
         "kernel": platform.release(),
@@ -169,6 +169,11 @@ def install(python: Python, venv: Path) -> None:
         pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", venv / "bin" / "python", "install", "--quiet"]
         call([*pip, "--editable", f"{ROOT}[cli]", *needed()])
         (venv / "installed").touch()
+
+
+def without_folder(argument: str) -> str:
+    """What is kept names no folder of this machine."""
+    return Path(argument).name if argument.startswith("/") else argument
 
 
 def needed() -> list[str]:
