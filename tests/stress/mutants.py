@@ -88,7 +88,7 @@ class Trial:
             del veteran
         if mutant.kind == FORGED and verdict.outcome == "wrong bytes":
             # A whole header of another geometry with its checksum made right is another pool's: nobody who reads it can tell, and
-            # what it inserts lies over what was there. Whoever can write that is the pool's own user. No crash or hang is excused.
+            # what it inserts lies over what was there. Whoever can write that is the pool's own user. Crashes, hangs still count.
             verdict.outcome, verdict.complaints = "error", []
         if self.copy.memory_size > self.image.memory_size + MEMORY_SLACK:
             verdict.blame("memory", f"{self.copy.memory_size} bytes committed, and {self.image.memory_size} before")
