@@ -3,13 +3,24 @@
 Nothing in a segment is believed before its magic, version, fingerprint and checksum are; what fails is refused, never mended.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from hashlib import blake2b
 
 import numpy as np
 
 from shmpool.errors import PoolCorruptError, PoolVersionError
-from shmpool.layout import FINGERPRINT, HEADER, MAGIC, VERSION, WORD_SIZE, Geometry
+from shmpool.hashing import make_hasher
+from shmpool.layout import (
+    EPOCH_CHECKS_WORD,
+    EPOCH_WORD,
+    FINGERPRINT,
+    HEADER,
+    MAGIC,
+    SEAL_EPOCH_SHIFT,
+    VERSION,
+    WORD_SIZE,
+    Geometry,
+)
 
 _CONSTANTS_SIZE = int(HEADER.fields["checksum"][1]) if HEADER.fields else 0
 
@@ -106,6 +117,27 @@ def read_constants(page: bytes) -> Constants:
         persistent=bool(header["persistent"]),
         created_ns=int(header["created_ns"]),
     )
+
+
+def epoch_check(constants: Constants, word: int) -> int:
+    """The keyed check of an epoch word and the geometry it was written beside: neither is believed with another of the other."""
+    numbers = np.array([word, *astuple(constants.geometry)], "<u8")
+    return make_hasher(constants.hash_key)(numbers.tobytes())
+
+
+def verify_epoch(page: bytes, constants: Constants, where: str) -> None:
+    """Raises PoolCorruptError unless the header page's epoch word was written beside this geometry.
+
+    For who is about to write to the segment: by a geometry that is not its own, a row of the process table lies over somebody's
+    records, and one can be as well formed, checksum and all, as another pool's.
+    """
+    words = np.frombuffer(page, np.uint64)
+    word = int(words[EPOCH_WORD])
+    if words[EPOCH_CHECKS_WORD + (word >> SEAL_EPOCH_SHIFT & 1)] != epoch_check(constants, word):
+        raise PoolCorruptError(
+            f"{where}: the epoch word is damaged, or the geometry that it was written beside is ({word:#018x}). It was left as "
+            "it is."
+        )
 
 
 def _checksum(page: bytes) -> int:

@@ -49,8 +49,8 @@ HEADER: Final = np.dtype(
         ("checksum", "<u8"),  # of all the above but the magic
         # Mutable words, each in a cache line of its own.
         ("epoch", "<u8"),  # sealed: the origin of refs; one store commits a reset, by the gate's holder
-        # Keyed hashes of the epoch word, of odd and of even epochs; written before it. A seal misses one damage in 251, and an
-        # origin that is a little off would make refs mean other values.
+        # Keyed hashes of the epoch word and the geometry, of even and of odd epochs; written before it. A seal misses one damage
+        # in 251, and an origin that is a little off, or a whole other geometry, would make refs mean other values.
         ("epoch_checks", "<u8", (2,)),
         ("reserved_1", "<u8", (5,)),
         ("arena_limit", "<u8"),  # sealed: bytes of arena taken and committed; by the grow lock's holder

@@ -24,9 +24,8 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import Final, NoReturn
 
 from shmpool.errors import PoolCorruptError, PoolError, PoolExistsError, PoolFullError, PoolNotFoundError
-from shmpool.hashing import make_hasher
-from shmpool.header import Constants, decode, encode
-from shmpool.layout import EPOCH_CHECKS_WORD, EPOCH_WORD, MAGIC, PAGE_SIZE, WORD_SIZE, seal, unseal
+from shmpool.header import Constants, decode, encode, epoch_check, verify_epoch
+from shmpool.layout import EPOCH_CHECKS_WORD, EPOCH_WORD, MAGIC, PAGE_SIZE, seal, unseal
 
 SHM_DIR: Final = "/dev/shm"
 PREFIX: Final = "shmpool."
@@ -125,18 +124,15 @@ class Segment(SharedMemory):
     def read_epoch(self) -> tuple[int, int]:
         """1 + the count of resets, and the origin of refs. Raises PoolCorruptError unless they are what was written."""
         epoch, origin = self.read_sealed(EPOCH_WORD, "the epoch word")
-        if self.words[EPOCH_CHECKS_WORD + epoch % 2] != self._check_of(self.words[EPOCH_WORD]):
+        if self.words[EPOCH_CHECKS_WORD + epoch % 2] != epoch_check(self.constants, self.words[EPOCH_WORD]):
             self._raise_damaged("the epoch word", self.words[EPOCH_WORD])
         return epoch, origin
 
     def write_epoch(self, epoch: int, origin: int) -> None:
         """Commit a new epoch by one store; the check that it needs was stored before, and the one before it keeps its own."""
         word = seal(epoch, origin)
-        self.words[EPOCH_CHECKS_WORD + epoch % 2] = self._check_of(word)
+        self.words[EPOCH_CHECKS_WORD + epoch % 2] = epoch_check(self.constants, word)
         self.words[EPOCH_WORD] = word
-
-    def _check_of(self, word: int) -> int:
-        return make_hasher(self.constants.hash_key)(word.to_bytes(WORD_SIZE, "little"))
 
     def link(self) -> None:
         """Give the finished segment its name. Raises PoolExistsError where the name is taken, whoever took it."""
@@ -269,7 +265,9 @@ def attach(name: str) -> Segment:
     try:
         _open_named(name, opened)
         page, size = os.pread(opened[0], PAGE_SIZE, 0), os.fstat(opened[0]).st_size
-        return Segment(name, opened[0], decode(page, size, f"pool {name!r}"))
+        constants = decode(page, size, f"pool {name!r}")
+        verify_epoch(page, constants, f"pool {name!r}")
+        return Segment(name, opened[0], constants)
     finally:
         any(closing)
 

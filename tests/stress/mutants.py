@@ -28,7 +28,6 @@ T = TypeVar("T")
 
 # Outcomes, the gravest first. The first group are violations.
 VIOLATIONS: Final = ("crashed", "hung", "wrong bytes", "foreign error", "memory", "leak", "unreported loss")
-FORGED: Final = "other geometry"
 HARMLESS: Final = ("refused", "reported", "error", "right")
 
 
@@ -86,10 +85,6 @@ class Trial:
             if veteran is not None:
                 close(verdict, veteran)
             del veteran
-        if mutant.kind == FORGED and verdict.outcome == "wrong bytes":
-            # A whole header of another geometry with its checksum made right is another pool's: nobody who reads it can tell, and
-            # what it inserts lies over what was there. Whoever can write that is the pool's own user. Crashes, hangs still count.
-            verdict.outcome, verdict.complaints = "error", []
         if self.copy.memory_size > self.image.memory_size + MEMORY_SLACK:
             verdict.blame("memory", f"{self.copy.memory_size} bytes committed, and {self.image.memory_size} before")
         if count_descriptors() != descriptors:

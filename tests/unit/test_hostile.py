@@ -7,6 +7,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,30 @@ def test_origin_moved_under_a_right_seal_is_refused_and_gives_no_ref_another_mea
     words[EPOCH_CHECKS_WORD + epoch % 2] ^= 1
     with pytest.raises(PoolCorruptError, match="epoch word is damaged"):
         Pool.attach(pool.name)
+
+
+def test_header_of_another_geometry_with_its_checksum_right_is_refused_before_anything_is_written(pool: Pool, path: Path) -> None:
+    """By its constants the process table would lie over somebody's records."""
+    own, refs = pool.constants, pool.lookup_many(VALUES).tolist()
+    with_fewer_rows = (replace(own.geometry, process_count=rows) for rows in range(1, own.geometry.process_count))
+    arenas = ((fewer, own.geometry.total_size - fewer.arena_offset) for fewer in with_fewer_rows)
+    geometry = next(replace(fewer, arena_size=size) for fewer, size in arenas if size % fewer.chunk_size == 0)
+    assert geometry.total_size == own.geometry.total_size
+    page = encode(replace(own, geometry=geometry))
+    size = EPOCH_WORD * WORD_SIZE  # the constants and their checksum
+    data = store_of(pool).segment.data
+    honest, data[:size] = data[:size], page[:size]
+    before = path.read_bytes()
+
+    for method in (Pool.attach, Pool.unlink):
+        with pytest.raises(PoolCorruptError, match="geometry that it was written beside"):
+            method(pool.name)
+
+    assert path.read_bytes() == before
+    assert pool.resolve_many(refs) == VALUES
+    data[:size] = honest
+    with Pool.attach(pool.name) as other:
+        assert other.check() == []
 
 
 def test_lost_table_word_is_an_error_and_the_table_is_not_started_over(pool: Pool) -> None:
