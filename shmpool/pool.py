@@ -299,7 +299,7 @@ class Pool:
     def flush(self) -> None:
         """Publish this process's counters: hits, misses, waits, and uses of each topic.
 
-        Happens by itself in `stats`, `top`, `close`, every batch that misses the private cache, and every 1024th time that a
+        Happens by itself in `stats`, `top`, `close`, every batch that misses the private cache, and every 2048th time that a
         single operation adds to it. Until then others see the counts of the last flush; a process that only hits should call
         it now and then, as a heartbeat does.
         """

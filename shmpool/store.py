@@ -35,7 +35,7 @@ Refs = NDArray[np.uint64]
 
 BATCH: Final = 256  # inserts under one hold of a lock, so that a batch makes nobody wait long
 _UNSEEN: Final = -1  # no stripe's state: whoever searched did not look at it
-FLUSH_EVERY: Final = 2048  # refs newly cached; a flush costs up to 0.3 ms with a full cache, so this is 0.3 us each
+FLUSH_EVERY: Final = 2048  # refs newly cached; a flush costs up to 0.3 ms with a full cache, so this is 0.15 us each
 
 
 class Store:

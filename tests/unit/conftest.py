@@ -7,14 +7,14 @@ import pytest
 from shmpool import engine
 
 BUILT = engine.ENGINE == "compiled"
-WITH_EACH = {"test_pool", "test_store", "test_stripe", "test_inspection", "test_engine", "test_hostile", "test_view"}
+WITH_EACH = {"test_pool", "test_store", "test_stripe", "test_inspection", "test_hostile", "test_view"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "chosen_engine" in metafunc.fixturenames:
         module = metafunc.module.__name__.rpartition(".")[2]
-        both = module in WITH_EACH and not metafunc.definition.get_closest_marker("python_engine")
-        metafunc.parametrize("chosen_engine", ["compiled", "python"] if both else ["python"], indirect=True)
+        kinds = ["compiled"] if module == "test_engine" else ["compiled", "python"] if module in WITH_EACH else ["python"]
+        metafunc.parametrize("chosen_engine", kinds, indirect=True)
 
 
 @pytest.fixture(autouse=True)

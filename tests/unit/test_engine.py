@@ -25,14 +25,6 @@ from tests.unit.stepping import states_at_each_instruction
 
 Names = Callable[[], str]
 
-pytestmark = pytest.mark.usefixtures("built")
-
-
-@pytest.fixture
-def built(chosen_engine: None) -> None:
-    if engine.ENGINE != "compiled":
-        pytest.skip("about the compiled engine")
-
 
 @pytest.fixture
 def pool(pool_name: str) -> Iterator[Pool]:
