@@ -38,10 +38,10 @@ else:
 
 
 def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | None":
-    """An engine over a segment's words, its epoch still to be started; or None."""
-    if ENGINE == "python":
-        return None
+    """An engine over a segment's words, its epoch still to be started; or None, also where topics go: it knows no generations."""
     geometry = constants.geometry
+    if ENGINE == "python" or geometry.reuses:
+        return None
     return _engine.Engine(
         words,
         constants.hash_key,
