@@ -17,6 +17,7 @@ General layout. A module imports only from groups above its own:
     table        slots: find, build
     arena        records: write, read, walk
     cache        refs a process remembers, and their uses
+    held         topics a process holds, and its counts
     processes    what /proc says about a process
 
     stripe       table + arena + intents: insert, recover    Composition.

@@ -7,8 +7,8 @@ Guarantees:
   needs room, or calls `reap`.
 - A ref of a topic that went is stale for ever: it carries the generation of its record's space.
 
-A hold that is not the process's first of a topic, nor its last, is a plain store into its own row: nobody frees a topic that has
-one.
+A hold that is not the process's first of a topic, nor its last, is a plain store into its own row (held.py): nobody frees a topic
+that has one.
 """
 
 import platform
@@ -24,6 +24,7 @@ import numpy as np
 from shmpool.arena import Record, read_record, read_value, space_size
 from shmpool.attachment import is_live
 from shmpool.errors import NotHeldError, PoolBusyError, PoolError, PoolFullError, StaleRefError
+from shmpool.held import Held
 from shmpool.layout import (
     GENERATION_SHIFT,
     HOLDS,
@@ -61,9 +62,6 @@ class Holder:
     count: int
 
 
-Entry = tuple[TopicRef, int, int, bytes]  # a ref, the words of this process's holds and uses of it, and the value
-
-
 class HoldingStore(Store):
     """What a process does with its seat in a pool that counts holds. Threads may share it."""
 
@@ -71,11 +69,7 @@ class HoldingStore(Store):
 
     def __init__(self, seat: Seat, cache_size: int, clock: Clock) -> None:
         self._clock = clock
-        # What this process holds, so that to hold it again costs no search. All of `by_value` is in `by_ref`: an entry goes from
-        # it first, and before the last hold does, so that no hold is ever added to a topic that has none.
-        self.by_value: dict[bytes, Entry] = {}
-        self.by_ref: dict[TopicRef, Entry] = {}
-        self._entry_count = max(1, cache_size)
+        self.held = Held(seat.segment.words, cache_size)
         super().__init__(seat, cache_size)
 
     def _make_stripes(self, grow_lock: ByteLock) -> ReusingStripes:
@@ -116,11 +110,7 @@ class HoldingStore(Store):
         handle, place = got
         ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
         self._count_use(place.uses, handle >> GENERATION_SHIFT)
-        if len(self.by_value) >= self._entry_count:
-            self._forget()
-        entry = (ref, place.holds, place.uses, value)
-        self.by_ref[ref] = entry
-        self.by_value[value] = entry
+        self.held.add((ref, place.holds, place.uses, value))
         return ref
 
     def _place_of(self, column: int) -> Place:
@@ -162,9 +152,6 @@ class HoldingStore(Store):
 
     def resolve(self, ref: int) -> bytes:
         """The value of a ref, held or not. Raises StaleRefError, PoolCorruptError for a damaged value."""
-        held = self.by_ref.get(ref)  # type: ignore[call-overload]
-        if held:
-            return bytes(held[3])
         record = self._record_of(ref)
         return self._read(self.constants.geometry.stripe_of(record.hash), self._resolve, ref, record)
 
@@ -235,12 +222,7 @@ class HoldingStore(Store):
         self.stripes.recover(stripe)
         record = self._record_of(ref)
         column = self.stripes.column(record)
-        # No hold can be added without the lock from here on.
-        entry = self.by_ref.get(ref)
-        if entry:
-            self.by_value.pop(entry[3], None)
-            self.by_ref.pop(ref, None)
-        elif not self.attachment.holds_at(column):
+        if not self.held.drop(ref) and not self.attachment.holds_at(column):
             raise self._not_held(ref)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
             raise self._not_held(ref)
@@ -260,7 +242,7 @@ class HoldingStore(Store):
         words, own_row = self.segment.words, self.attachment.row
         return tuple(
             Holder(row, words[row_word(self.segment, row) + PID], is_live(self.segment, row, own_row), count)
-            for row, count in holds_of(self.segment, self.stripes.column(self._record_of(ref)))
+            for row, count in holds_of(self.segment, self.stripes.column(self._record_of(ref)), self.stripes.epoch)
         )
 
     def _catch_up(self) -> None:
@@ -406,8 +388,7 @@ class HoldingStore(Store):
         return self.stripes.frees, self.stripes.evictions, self.reaped
 
     def _forget(self) -> None:
-        self.by_value.clear()
-        self.by_ref.clear()
+        self.held.clear()
 
     def empty_cache(self) -> None:
         self._forget()

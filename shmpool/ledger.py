@@ -116,15 +116,15 @@ def holding_rows(segment: Segment) -> list[int]:
     """The rows that ever had a hold, whoever they belong to. About 2 us."""
     geometry = segment.constants.geometry
     rows = np.frombuffer(segment.words, np.uint64, geometry.process_count * PROCESS_WORDS, row_word(segment, 0) * WORD_SIZE)
-    return np.flatnonzero(rows[HOLDS::PROCESS_WORDS]).tolist()
+    found: list[int] = rows[HOLDS::PROCESS_WORDS].nonzero()[0].tolist()
+    return found
 
 
-def holds_of(segment: Segment, column: int) -> list[tuple[int, int]]:
+def holds_of(segment: Segment, column: int, epoch: int) -> list[tuple[int, int]]:
     """The rows that hold a column's topic, and how often each. Exact for who holds its stripe's lock. About 2 us and 1 us a row.
 
     A damaged word of a row is an error: a topic that might be held must not be freed.
     """
-    epoch = _epoch(segment)
     found = []
     for row in holding_rows(segment):
         content = unseal(segment.words[row_word(segment, row) + HOLDS])

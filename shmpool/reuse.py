@@ -343,7 +343,7 @@ class ReusingStripes(Stripes):
         if not self._has_slot(self.table(stripe), record.hash, offset):
             return False
         stamp_word = self._stamp_word(offset)
-        if not words[stamp_word] or (stamp and words[stamp_word] != stamp) or holds_of(self.segment, self.column(record)):
+        if not words[stamp_word] or (stamp and words[stamp_word] != stamp) or holds_of(self.segment, self.column(record), self.epoch):
             return False
         row = self._stripes_word + stripe * STRIPE_WORDS
         words[row + INTENT] = INTENT_SETTLE << INTENT_SHIFT | offset
@@ -361,7 +361,7 @@ class ReusingStripes(Stripes):
             return
         stamp_word = self._stamp_word(offset)
         shelf = self.shelf(stripe)
-        if holds_of(self.segment, self.column(record)):
+        if holds_of(self.segment, self.column(record), self.epoch):
             if words[stamp_word]:
                 words[stamp_word] = 0
                 words[shelf + UNHELD] -= 1
