@@ -222,7 +222,7 @@ class HoldingStore(Store):
         self.stripes.recover(stripe)
         record = self._record_of(ref)
         column = self.stripes.column(record)
-        if not self.held.drop(ref) and not self.attachment.holds_at(column):
+        if not self.held.drop(ref, read_value(self.segment, record)) and not self.attachment.holds_at(column):
             raise self._not_held(ref)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
             raise self._not_held(ref)
