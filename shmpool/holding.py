@@ -274,14 +274,20 @@ class HoldingStore(Store):
     # ---- killed processes
 
     def _clean_row(self) -> None:
-        """Give back what the killed process held that had the row before, once: a second thread, or a signal handler, would take
-        this process's own first holds for that one's."""
+        """Give back what the process before held whose row this is, before this one has any: once, or a second thread, or a
+        signal handler, would take this process's own first holds for that one's."""
         if self._is_inside():
             self.seat.gate.refuse_reentry()
         with self._reaping:
-            if not self._row_is_clean:
-                self.reaped += self._reap_row(self.attachment.row)
-                self._row_is_clean = True
+            self._reap_own_row()
+
+    def _reap_own_row(self) -> int:
+        if self._row_is_clean:
+            return 0
+        count = self._reap_row(self.attachment.row)
+        self._row_is_clean = True
+        self.reaped += count
+        return count
 
     def reap(self) -> int:
         """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
@@ -289,7 +295,7 @@ class HoldingStore(Store):
         if self._is_inside() or not self._reaping.acquire(blocking=False):
             return 0
         try:
-            return sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            return self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
         finally:
             self._reaping.release()
 
