@@ -321,7 +321,8 @@ def test_rows_that_hold_are_told_while_others_have_their_first_hold(pool_name: s
         segment = store_of(pool).segment
         words = [row_word(segment, row) + HOLDS for row in range(8, 64)]
 
-        def begin_and_end(_: Connection) -> None:
+        def begin_and_end(connection: Connection) -> None:
+            connection.send("begun")
             while True:
                 for content in (1, 0):
                     for word in words:
@@ -329,7 +330,8 @@ def test_rows_that_hold_are_told_while_others_have_their_first_hold(pool_name: s
 
         pool.intern(b"held")
         with Forked(begin_and_end) as other:
-            found = [holding_rows(segment) for _ in range(3000)]
+            assert other.hear() == "begun"
+            found = [holding_rows(segment) for _ in range(50_000)]
             other.kill()
 
         assert all(rows[0] == 0 for rows in found)
