@@ -5,7 +5,6 @@ All of it under every way of reading: without a lock, and under it, as on CPUs t
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 from collections import Counter
@@ -386,7 +385,8 @@ def test_reapers_in_processes_and_threads_give_each_killed_processs_hold_back_on
         counts = crowd(processes + 1, lambda place: live_and_die(place) if not place else reap(place))
         counts.append(pool.reap())
 
-        assert sum(counts) <= 0, "more was given back than was held"  # who attaches gives back what is in its row, and tells nobody
+        # Who attaches gives back what is in its row, and tells nobody.
+        assert sum(counts) <= 0, "more was given back than was held"
         assert_held(pool, {b"kept": 1})
         pool.release(kept)
         drained(pool)
