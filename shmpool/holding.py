@@ -289,7 +289,7 @@ class HoldingStore(Store):
             self.reaped += self._reaped_own
 
     def reap(self) -> int:
-        """Give back the holds of processes that are gone; returns how many, those that this process found in its own row included.
+        """Give back the holds of processes that are gone; returns how many, with those that this process found in its own row.
         Never waits for another reaper."""
         self.check_open()
         if self._is_inside() or not self._reaping.acquire(blocking=False):
