@@ -204,7 +204,9 @@ def is_check_point(name: str) -> bool:
     [("words[0] += 1", False), ("words[0] = max(words[0], 1)", True), ("for word in words: pass", True)],
 )
 def test_check_points_are_recognized(code: str, has_one: bool) -> None:
-    assert any(is_check_point(each.opname) for each in list(dis.get_instructions(code))[1:]) == has_one
+    instructions = list(dis.get_instructions(compile(code, "", "exec")))
+
+    assert any(is_check_point(each.opname) for each in instructions[1:]) == has_one
 
 
 # ---- signal handlers and finalizers
