@@ -518,9 +518,10 @@ class ReusingStripes(Stripes):
             forward = operation == INTENT_SETTLE or self._recover_reuse(stripe, place)
         else:
             return super()._recover(stripe, operation, place)
+        # Before it is settled, which goes on from there: a count that still lacks the record would fall below 0.
+        self._count(stripe)
         if forward:
             self._settle(stripe, place)
-        self._count(stripe)
         return forward
 
     def _recover_insert(self, stripe: int, offset: int) -> bool:
