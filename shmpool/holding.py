@@ -271,7 +271,9 @@ class HoldingStore(Store):
             return 0
         try:
             own = 0 if self._row_is_clean else self._clean_row()
-            return own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            count = own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
+            return count
         finally:
             self._reaping.release()
 
@@ -287,7 +289,6 @@ class HoldingStore(Store):
         finally:
             unlock(self.segment.fd, byte)
         self.reaped += count
-        self._trim()
         return count
 
     def _reap_row(self, row: int) -> int:
