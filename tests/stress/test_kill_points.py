@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shmpool.layout import PAGE_SIZE
-from tests.stress import operations
+from tests.stress import lifecycles, operations, turns
 from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Scene, Tally, kill
 from tests.stress.operations import Insert
 from tests.stress.tracing import needs_tracing
@@ -22,6 +22,14 @@ SPARSELY = {
     "batch that grows and takes a chunk": 7,
     "reset": 7,
     "gc": 3,
+    "first insert (refcount)": 9,
+    "growth of a table (refcount)": 3,
+    "rebuild of a table full of tombstones (refcount)": 2,
+    "eviction where capacity ends (lru)": 2,
+    "eviction where the arena ends (lru)": 3,
+    "close with holds (refcount)": 5,
+    "first operation in a dead row (refcount)": 2,
+    "reset (refcount)": 15,
 }
 
 
@@ -43,7 +51,7 @@ def fail(error: Exception) -> None:
     raise error
 
 
-@pytest.mark.parametrize("operation", operations.OPERATIONS, ids=lambda operation: operation.name)
+@pytest.mark.parametrize("operation", [*operations.OPERATIONS, *turns.TURNS], ids=lambda operation: operation.name)
 def test_operation_killed_at_any_step_harms_nobody(files: OwnFiles, operation: Operation) -> None:
     tally = kill_everywhere(files, operation, SPARSELY.get(operation.name, 1))
 
@@ -61,6 +69,18 @@ def test_recovery_killed_at_any_step_harms_nobody(files: OwnFiles, base: Insert)
     assert min(tally.points for tally in tallies) > 5
     assert sum(tally.rollbacks for tally in tallies) > 0
     assert sum(tally.rollforwards for tally in tallies) > 0
+
+
+@pytest.mark.parametrize(
+    "base", [turns.REUSE, turns.FREE_LAST, turns.UNHOLD, turns.BORROW, turns.LEND, turns.REBUILD], ids=lambda base: base.name
+)
+def test_recovery_of_what_lets_topics_go_killed_at_any_step_harms_nobody(files: OwnFiles, base: lifecycles.Turn) -> None:
+    found = lifecycles.recoveries(base, files)
+
+    tallies = [kill_everywhere(files, recovery, 2) for recovery in (found[len(found) // 2], found[-2])]
+
+    assert min(tally.points for tally in tallies) > 5
+    assert sum(tally.rollbacks + tally.rollforwards for tally in tallies) > 0
 
 
 def test_many_killed_at_one_point_take_no_more_memory_than_one_in_each_row(files: OwnFiles) -> None:
