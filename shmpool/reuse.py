@@ -534,8 +534,8 @@ class ReusingStripes(Stripes):
         # Before it is settled, which goes on from there: a count that still lacks the record would fall below 0.
         self._count(stripe)
         if forward:
-            # What an insert had to do is done. Were this one killed while it frees the record, the next would take it for one that
-            # never was inserted.
+            # What an insert had to do is done. Were this one killed while it frees the record, the next would take it for one
+            # that never was inserted.
             self.segment.words[self._stripes_word + stripe * STRIPE_WORDS + INTENT] = INTENT_SETTLE << INTENT_SHIFT | place
             self._settle(stripe, place)
         return forward
