@@ -71,6 +71,8 @@ class HoldingStore(Store):
         self._clock = clock
         self.held = Held(seat.segment.words, cache_size)
         super().__init__(seat, cache_size)
+        with suppress(PoolError):  # of a damaged pool; else now, or they would stay as long as this process does nothing
+            self._clean_row()
 
     def _make_stripes(self, grow_lock: ByteLock) -> ReusingStripes:
         return ReusingStripes(self.segment, grow_lock, self._clock)
@@ -88,7 +90,9 @@ class HoldingStore(Store):
     # ---- values and refs
 
     def intern(self, value: bytes, capacity: int) -> TopicRef:
-        """The ref of a value, held once more by this process. Raises PoolFullError."""
+        """The ref of a value, held once more by this process. Raises PoolFullError, PoolBusyError."""
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
         self._catch_up()
         engine = self.stripes.engine
         stripe = engine.stripe(value) if engine else self._hash(value) * self._stripe_count >> 64
@@ -100,6 +104,8 @@ class HoldingStore(Store):
                     raise
 
     def _hold(self, stripe: int, value: bytes, capacity: int) -> TopicRef:
+        if self.closed:
+            self.check_open()
         stripes = self.stripes
         may_insert = self._room(stripe, capacity) > 0
         held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), may_insert=may_insert)
@@ -132,6 +138,9 @@ class HoldingStore(Store):
 
     def lookup(self, value: bytes) -> TopicRef:
         """The ref of a value, or 0; it is not held. May miss one that is being inserted at this instant."""
+        if not self._row_is_clean:  # once in a forked child
+            with suppress(PoolBusyError):
+                self._clean_row()
         hash_ = self._hash(value)
         stripe = hash_ * self._stripe_count >> 64
         while True:
@@ -153,7 +162,11 @@ class HoldingStore(Store):
         return TopicRef(origin + handle)
 
     def _read(self, stripe: int, body: "Callable[[*Ts], T]", *args: *Ts) -> T:
-        return self.locks[stripe].run(body, *args) if READS_LOCK else body(*args)
+        if not READS_LOCK:
+            return body(*args)
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
+        return self.locks[stripe].run(body, *args)
 
     def resolve(self, ref: int) -> bytes:
         """The value of a ref, held or not. Raises StaleRefError, PoolCorruptError for a damaged value."""
@@ -205,26 +218,29 @@ class HoldingStore(Store):
 
     def release(self, ref: TopicRef) -> None:
         """Give one hold of this process back. Raises NotHeldError, StaleRefError; nothing was changed then."""
-        with suppress(PoolBusyError):
-            self._catch_up()
+        if self._is_inside():
+            if self.count_of(ref) <= self._unreleased.count(ref):
+                raise self._not_held(ref)
+            self._unreleased.append(ref)  # for the next operation
+            return
+        self._catch_up()
         self._release(ref)
-        with suppress(PoolBusyError):
-            self._trim()
+        self._trim()
+
+    def _is_inside(self) -> bool:
+        """Whether this is a signal handler or finalizer inside an operation of its own thread, which may have any stripe's lock.
+
+        It must not wait for another: two processes whose finalizers give back what is in each other's stripe would wait for ever.
+        """
+        return self._reaping._is_owned() or any(map(ByteLock.is_mine, self.locks))  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _release(self, ref: TopicRef) -> None:
         record = self._record_of(ref)
         stripe = self.constants.geometry.stripe_of(record.hash)
-        try:
-            self.locks[stripe].run(self._give_back, stripe, ref)
-        except PoolBusyError:
-            # A finalizer or signal handler inside an operation of its own thread. Nobody can be waited for; the next operation
-            # does it instead.
-            if not self.count_of(ref):
-                raise self._not_held(ref) from None
-            self._unreleased.append(ref)
+        self.locks[stripe].run(self._give_back, stripe, ref)
 
     def _give_back(self, stripe: int, ref: TopicRef) -> None:
-        entry = self.held.drop(ref)
+        entry = self.held.drop(ref, read_value(self.segment, self._record_of(ref)))
         if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
             return
         self.stripes.recover(stripe)
@@ -264,8 +280,17 @@ class HoldingStore(Store):
 
     # ---- killed processes
 
-    def _clean_row(self) -> int:
-        """Give back what the process before held whose row this is; before this one has any."""
+    def _clean_row(self) -> None:
+        """Give back what the process before held whose row this is, before this one has any: once, or a second thread, or a
+        signal handler, would take this process's own first holds for that one's."""
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
+        with self._reaping:
+            self._reap_own_row()
+
+    def _reap_own_row(self) -> int:
+        if self._row_is_clean:
+            return 0
         count = self._reap_row(self.attachment.row)
         self._row_is_clean = True
         self.reaped += count
@@ -274,11 +299,10 @@ class HoldingStore(Store):
     def reap(self) -> int:
         """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
         self.check_open()
-        if self._reaping._is_owned() or not self._reaping.acquire(blocking=False):  # type: ignore[attr-defined]  # noqa: SLF001
+        if self._is_inside() or not self._reaping.acquire(blocking=False):
             return 0
         try:
-            own = 0 if self._row_is_clean else self._clean_row()
-            return own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            return self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
         finally:
             self._reaping.release()
 
@@ -388,7 +412,7 @@ class HoldingStore(Store):
         self.check_open()
         if self._flushing._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - a signal handler's, inside a flush
             return
-        with suppress(PoolBusyError):
+        if not self._is_inside():
             self._catch_up()
         with self._flushing:
             self.uses = self._uses_gone + self.attachment.uses_total()
@@ -414,6 +438,8 @@ class HoldingStore(Store):
         self._unreleased.clear()
 
     def _give_back_all(self) -> None:
+        for lock in self.locks:
+            lock.shut_out(bool)  # threads that are inside come to an end, and with `closed` set no other takes a hold
         self._forget()
         with suppress(PoolError):  # of a damaged pool they stay, as a killed process's do
             self._reap_row(self.attachment.row)
