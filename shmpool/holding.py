@@ -240,6 +240,8 @@ class HoldingStore(Store):
         if entry:
             self.by_value.pop(entry[3], None)
             self.by_ref.pop(ref, None)
+        elif not self.stripes.points_at(record):
+            raise self._stale(ref)  # bytes inside a value that imitate a record, and may name the column of what is held
         elif not self.attachment.holds_at(column):
             raise self._not_held(ref)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
@@ -258,9 +260,12 @@ class HoldingStore(Store):
     def holders(self, ref: int) -> tuple[Holder, ...]:
         """Who holds a ref, and how often. Raises StaleRefError."""
         words, own_row = self.segment.words, self.attachment.row
+        record = self._record_of(ref)
+        if not self.stripes.points_at(record):
+            raise self._stale(ref)
         return tuple(
             Holder(row, words[row_word(self.segment, row) + PID], is_live(self.segment, row, own_row), count)
-            for row, count in holds_of(self.segment, self.stripes.column(self._record_of(ref)))
+            for row, count in holds_of(self.segment, self.stripes.column(record))
         )
 
     def _catch_up(self) -> None:
