@@ -274,6 +274,7 @@ class HoldingStore(Store):
             # The row was a killed process's, and its holds are there yet: before one is added they are given back.
             self.reaped += self._reap_row(self.attachment.row)
             self._row_is_clean = True
+            self._trim()
         for _ in range(len(self._unreleased)):
             with suppress(IndexError, NotHeldError, StaleRefError):  # another thread's by now; of a reset since
                 self._release(self._unreleased.popleft())
@@ -428,3 +429,5 @@ class HoldingStore(Store):
         self._forget()
         with suppress(PoolError):  # of a damaged pool they stay, as a killed process's do
             self._reap_row(self.attachment.row)
+            self._trim()
+        self._publish_counters()  # what went with these holds, too, was freed by this process

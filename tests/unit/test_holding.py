@@ -9,7 +9,9 @@ import pytest
 from shmpool import Policy, Pool, StaleRefError, TopicRef
 from shmpool.arena import make_meta
 from shmpool.layout import RECORD_SIZE
+from tests.unit.processes import Forked
 
+VALUES = [b"topic %d" % number for number in range(5)]
 HOLDING = [Policy.refcount(), Policy.lru(max_unheld=2), Policy.ttl(seconds=1)]
 
 
@@ -28,3 +30,38 @@ def test_a_ref_into_a_value_that_imitates_a_record_is_refused_and_frees_nothing(
         assert pool.check() == []
         assert pool.resolve(ref) == imitation
         assert [holder.count for holder in pool.holders(victim)] == [1]
+
+
+def test_what_goes_when_its_process_closes_counts_as_freed_by_it(pool_name: str) -> None:
+    with Pool.create(pool_name, policy=Policy.refcount()) as pool:
+        with Pool.attach(pool_name) as other:
+            other.intern_many(VALUES)
+
+        stats = pool.stats()
+
+        assert len(pool) == 0
+        assert (stats.inserts, stats.total.frees) == (len(VALUES), len(VALUES))
+
+
+def test_no_more_is_kept_under_lru_than_it_says_when_a_holder_closes(pool_name: str) -> None:
+    with Pool.create(pool_name, policy=Policy.lru(max_unheld=2)) as pool:
+        with Pool.attach(pool_name) as other:
+            other.intern_many(VALUES)
+
+        stats = pool.stats()
+
+        assert (len(pool), stats.unheld) == (2, 2)
+        assert stats.total.evictions == len(VALUES) - 2
+
+
+def test_no_more_is_kept_under_lru_than_it_says_when_a_killed_holders_row_is_taken(pool_name: str) -> None:
+    def hold_and_die(_: object) -> None:
+        Pool.attach(pool_name).intern_many(VALUES)
+
+    with Pool.create(pool_name, policy=Policy.lru(max_unheld=2)) as pool:
+        with Forked(hold_and_die) as dead:
+            dead.result()
+        with Pool.attach(pool_name) as taker:
+            taker.intern(b"another")
+
+            assert (pool.stats().unheld, pool.check()) == (2, [])
