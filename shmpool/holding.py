@@ -421,9 +421,10 @@ class HoldingStore(Store):
 
     # ---- the whole pool
 
-    def _before_reset(self) -> None:
-        self._uses_gone += self.attachment.uses_total()
+    def _start_over(self, uses: int) -> None:
+        self._uses_gone += uses
         self._unreleased.clear()
+        self._oldest.clear()
 
     def _give_back_all(self) -> None:
         self._forget()

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from shmpool import Policy, Pool, StaleRefError, TopicRef
+from shmpool import Policy, Pool, PoolBusyError, StaleRefError, TopicRef
 from shmpool.arena import make_meta
 from shmpool.layout import RECORD_SIZE
 from tests.unit.processes import Forked
@@ -65,3 +65,20 @@ def test_no_more_is_kept_under_lru_than_it_says_when_a_killed_holders_row_is_tak
             taker.intern(b"another")
 
             assert (pool.stats().unheld, pool.check()) == (2, [])
+
+
+@pytest.mark.parametrize("policy", [Policy.forever(), *HOLDING], ids=str)
+def test_hits_count_once_whether_a_reset_is_refused_or_done(pool_name: str, policy: Policy) -> None:
+    with Pool.create(pool_name, policy=policy) as pool:
+        for _ in range(5):
+            pool.intern(b"topic")
+        with Pool.attach(pool_name), pytest.raises(PoolBusyError):
+            pool.reset()
+
+        assert pool.stats().hits == 4
+
+        pool.reset()
+        assert pool.stats().hits == 4
+        pool.intern(b"topic")
+        pool.intern(b"topic")
+        assert (pool.stats().hits, pool.stats().misses) == (5, 2)
