@@ -71,8 +71,8 @@ class HoldingStore(Store):
 
     def __init__(self, seat: Seat, cache_size: int, clock: Clock) -> None:
         self._clock = clock
-        # What this process holds, so that to hold it again costs no search. All of `by_value` is in `by_ref`: an entry goes from
-        # it first, and before the last hold does, so that no hold is ever added to a topic that has none.
+        # What this process holds, so that to hold it again costs no search. An entry goes from both before the last hold does,
+        # so that no hold is ever added to a topic that has none.
         self.by_value: dict[bytes, Entry] = {}
         self.by_ref: dict[TopicRef, Entry] = {}
         self._entry_count = max(1, cache_size)
@@ -244,6 +244,9 @@ class HoldingStore(Store):
             raise self._stale(ref)  # bytes inside a value that imitate a record, and may name the column of what is held
         elif not self.attachment.holds_at(column):
             raise self._not_held(ref)
+        else:
+            # Added between the two steps of another thread's `_forget`, it may be remembered by its value alone.
+            self.by_value.pop(read_value(self.segment, record), None)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
             raise self._not_held(ref)
 

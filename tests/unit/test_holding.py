@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import pytest
 
 from shmpool import Policy, Pool, PoolBusyError, StaleRefError, TopicRef
 from shmpool.arena import make_meta
+from shmpool.holding import HoldingStore
 from shmpool.layout import RECORD_SIZE
+from shmpool.pool import HoldingPool
+from tests.unit.inside import store_of
 from tests.unit.processes import Forked
 
 VALUES = [b"topic %d" % number for number in range(5)]
@@ -82,3 +87,30 @@ def test_hits_count_once_whether_a_reset_is_refused_or_done(pool_name: str, poli
         pool.intern(b"topic")
         pool.intern(b"topic")
         assert (pool.stats().hits, pool.stats().misses) == (5, 2)
+
+
+def test_a_topic_held_anew_while_another_thread_forgets_all_is_not_handed_out_once_it_went(pool_name: str) -> None:
+    class Interrupted(dict[Any, Any]):
+        """Has something done by "another thread" right after it was cleared, once."""
+
+        acts: ClassVar[list[Callable[[], object]]] = []
+
+        def clear(self) -> None:
+            super().clear()
+            while self.acts:
+                self.acts.pop()()
+
+    with Pool.create(pool_name, policy=Policy.refcount()) as first:
+        store = store_of(first)
+        assert isinstance(store, HoldingStore)
+        store.by_value = Interrupted()
+        pool = HoldingPool(store)
+        Interrupted.acts.append(lambda: pool.intern(b"topic"))
+        store.empty_cache()
+        (ref,) = pool.lookup_many([b"topic"]).tolist()
+
+        pool.release(ref)
+
+        assert pool.lookup(b"topic") is None
+        assert pool.intern(b"topic") != ref
+        assert pool.check() == []
