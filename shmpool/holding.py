@@ -336,7 +336,8 @@ class HoldingStore(Store):
         if not self.constants.policy.keeps_unheld:
             return False
         if self.stripes.total() >= capacity:
-            return self._evict_oldest()
+            # To evict helps only if all that is needed can go: an `admit` that fails must not cost what nobody holds now.
+            return self.stripes.total() - self.stripes.unheld_total() < capacity and self._evict_oldest()
         # It is this stripe that is full, or there is no more memory: then only a space of the same class helps.
         is_full = self.stripes.count(stripe) >= self.constants.geometry.stripe_capacity
         stamps, offsets = self.stripes.unheld(stripe)

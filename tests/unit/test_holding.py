@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from shmpool import Policy, Pool, PoolBusyError, StaleRefError, TopicRef
+from shmpool import Policy, Pool, PoolBusyError, PoolFullError, StaleRefError, TopicRef
 from shmpool.arena import make_meta
 from shmpool.holding import HoldingStore
 from shmpool.layout import RECORD_SIZE
@@ -114,3 +114,18 @@ def test_a_topic_held_anew_while_another_thread_forgets_all_is_not_handed_out_on
         assert pool.lookup(b"topic") is None
         assert pool.intern(b"topic") != ref
         assert pool.check() == []
+
+
+@pytest.mark.parametrize("policy", [Policy.lru(max_unheld=10), Policy.ttl(seconds=60)], ids=str)
+def test_an_admit_that_cannot_have_room_evicts_nothing(pool_name: str, policy: Policy) -> None:
+    with Pool.create(pool_name, policy=policy, capacity=10, reserve=5) as pool:
+        pool.intern_many([b"held %d" % number for number in range(5)])
+        pool.release_many(pool.intern_many(VALUES))
+        before = dict(pool)
+
+        with pytest.raises(PoolFullError):
+            pool.admit(b"of a stranger")
+
+        assert dict(pool) == before
+        pool.intern(b"of this host")
+        assert (len(pool), pool.stats().total.evictions) == (10, 1)
