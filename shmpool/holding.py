@@ -77,6 +77,10 @@ class HoldingStore(Store):
         self.by_ref: dict[TopicRef, Entry] = {}
         self._entry_count = max(1, cache_size)
         super().__init__(seat, cache_size)
+        # At once: a process that only looks topics up would keep a killed one's from going for as long as it lives, and their
+        # holds would seem its own. Where the pool is damaged, the first operation that needs it tells.
+        with suppress(PoolError):
+            self._clean_row()
 
     def _make_stripes(self, grow_lock: ByteLock) -> ReusingStripes:
         return ReusingStripes(self.segment, grow_lock, self._clock)
@@ -274,15 +278,21 @@ class HoldingStore(Store):
     def _catch_up(self) -> None:
         """What is due before the next operation, nearly always nothing."""
         if not self._row_is_clean:
-            # The row was a killed process's, and its holds are there yet: before one is added they are given back.
-            self.reaped += self._reap_row(self.attachment.row)
-            self._row_is_clean = True
-            self._trim()
+            self._clean_row()
         for _ in range(len(self._unreleased)):
             with suppress(IndexError, NotHeldError, StaleRefError):  # another thread's by now; of a reset since
                 self._release(self._unreleased.popleft())
         if self.constants.policy.ttl_ns:
             self._sweep()
+
+    def _clean_row(self) -> None:
+        """The row may have been a killed process's, and its holds be there yet: before one is added they are given back.
+
+        A forked child does that with its first operation, for within the fork it must wait for no lock.
+        """
+        self.reaped += self._reap_row(self.attachment.row)
+        self._row_is_clean = True
+        self._trim()
 
     # ---- killed processes
 

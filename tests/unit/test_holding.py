@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
 from typing import Any, ClassVar
 
 import pytest
@@ -59,17 +61,43 @@ def test_no_more_is_kept_under_lru_than_it_says_when_a_holder_closes(pool_name: 
         assert stats.total.evictions == len(VALUES) - 2
 
 
+def killed_holding(pool: Pool, values: Iterable[bytes] = VALUES, times: int = 1) -> int:
+    """Have a forked process hold each value so often, and kill it; returns its pid."""
+
+    def body(connection: Connection) -> None:
+        for _ in range(times):
+            pool.intern_many(values)
+        pool.flush()
+        connection.send("holds")
+        connection.recv()
+
+    with Forked(body) as child:
+        assert child.hear() == "holds"
+        child.kill()
+    return child.pid
+
+
 def test_no_more_is_kept_under_lru_than_it_says_when_a_killed_holders_row_is_taken(pool_name: str) -> None:
-    def hold_and_die(_: object) -> None:
-        Pool.attach(pool_name).intern_many(VALUES)
-
     with Pool.create(pool_name, policy=Policy.lru(max_unheld=2)) as pool:
-        with Forked(hold_and_die) as dead:
-            dead.result()
-        with Pool.attach(pool_name) as taker:
-            taker.intern(b"another")
-
+        killed_holding(pool)
+        with Pool.attach(pool_name):
             assert (pool.stats().unheld, pool.check()) == (2, [])
+
+
+@pytest.mark.parametrize("policy", HOLDING, ids=str)
+def test_who_takes_a_killed_holders_row_has_none_of_its_holds_from_the_start(pool_name: str, policy: Policy) -> None:
+    with Pool.create(pool_name, policy=policy) as pool:
+        dead = killed_holding(pool)
+        assert [(process.pid == dead, process.live, process.holds) for process in pool.stats().processes] == [
+            (False, True, 0),
+            (True, False, len(VALUES)),
+        ]
+
+        with Pool.attach(pool_name) as taker:
+            assert [(process.pid, process.holds) for process in pool.stats().processes] == [(os.getpid(), 0)] * 2
+            assert pool.reap() == 0
+            assert taker.stats().total.reaped == len(VALUES)
+            assert len(pool) == (0 if policy == Policy.refcount() else pool.stats().unheld)
 
 
 @pytest.mark.parametrize("policy", [Policy.forever(), *HOLDING], ids=str)
