@@ -55,7 +55,8 @@ class Held:
         `by_value` alone, and a hold that is then taken through it would be of a topic that went.
         """
         by_value, by_ref = self.by_value.pop(value, None), self.by_ref.pop(ref, None)
-        return by_ref or by_value
+        entry = by_ref or by_value
+        return entry if entry and entry[0] == ref else None  # of a damaged record, the value may be another's
 
     def clear(self) -> None:
         self.by_value.clear()

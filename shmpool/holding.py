@@ -71,7 +71,9 @@ class HoldingStore(Store):
         self._clock = clock
         self.held = Held(seat.segment.words, cache_size)
         super().__init__(seat, cache_size)
-        with suppress(PoolError):  # of a damaged pool; else now, or they would stay as long as this process does nothing
+        # At once: a process that only looks topics up would keep a killed one's from going for as long as it lives, and their
+        # holds would seem its own. Where the pool is damaged, the first operation that needs it tells.
+        with suppress(PoolError):
             self._clean_row()
 
     def _make_stripes(self, grow_lock: ByteLock) -> ReusingStripes:
@@ -244,7 +246,10 @@ class HoldingStore(Store):
         if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
             return
         self.stripes.recover(stripe)
-        column = self.stripes.column(self._record_of(ref))
+        record = self._record_of(ref)
+        column = self.stripes.column(record)
+        if not entry and not self.stripes.points_at(record):
+            raise self._stale(ref)  # bytes inside a value that imitate a record, and may name the column of what is held
         if not entry and not self.attachment.holds_at(column):
             raise self._not_held(ref)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
@@ -263,9 +268,12 @@ class HoldingStore(Store):
     def holders(self, ref: int) -> tuple[Holder, ...]:
         """Who holds a ref, and how often. Raises StaleRefError."""
         words, own_row = self.segment.words, self.attachment.row
+        record = self._record_of(ref)
+        if not self.stripes.points_at(record):
+            raise self._stale(ref)
         return tuple(
             Holder(row, words[row_word(self.segment, row) + PID], is_live(self.segment, row, own_row), count)
-            for row, count in holds_of(self.segment, self.stripes.column(self._record_of(ref)), self.stripes.epoch)
+            for row, count in holds_of(self.segment, self.stripes.column(record), self.stripes.epoch)
         )
 
     def _catch_up(self) -> None:
@@ -287,6 +295,7 @@ class HoldingStore(Store):
             self.seat.gate.refuse_reentry()
         with self._reaping:
             self._reap_own_row()
+        self._trim()
 
     def _reap_own_row(self) -> int:
         if self._row_is_clean:
@@ -346,7 +355,8 @@ class HoldingStore(Store):
         if not self.constants.policy.keeps_unheld:
             return False
         if self.stripes.total() >= capacity:
-            return self._evict_oldest()
+            # To evict helps only if all that is needed can go: an `admit` that fails must not cost what nobody holds now.
+            return self.stripes.total() - self.stripes.unheld_total() < capacity and self._evict_oldest()
         # It is this stripe that is full, or there is no more memory: then only a space of the same class helps.
         is_full = self.stripes.count(stripe) >= self.constants.geometry.stripe_capacity
         stamps, offsets = self.stripes.unheld(stripe)
@@ -433,9 +443,10 @@ class HoldingStore(Store):
 
     # ---- the whole pool
 
-    def _before_reset(self) -> None:
-        self._uses_gone += self.attachment.uses_total()
+    def _start_over(self, uses: int) -> None:
+        self._uses_gone += uses
         self._unreleased.clear()
+        self._oldest.clear()
 
     def _give_back_all(self) -> None:
         for lock in self.locks:
@@ -443,3 +454,5 @@ class HoldingStore(Store):
         self._forget()
         with suppress(PoolError):  # of a damaged pool they stay, as a killed process's do
             self._reap_row(self.attachment.row)
+            self._trim()
+        self._publish_counters()  # what went with these holds, too, was freed by this process
