@@ -311,7 +311,9 @@ class HoldingStore(Store):
         if self._is_inside() or not self._reaping.acquire(blocking=False):
             return 0
         try:
-            return self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            count = self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
+            return count
         finally:
             self._reaping.release()
 
@@ -327,7 +329,6 @@ class HoldingStore(Store):
         finally:
             unlock(self.segment.fd, byte)
         self.reaped += count
-        self._trim()
         return count
 
     def _reap_row(self, row: int) -> int:

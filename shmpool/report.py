@@ -30,6 +30,7 @@ from shmpool.layout import (
     GROWTHS,
     INTENT,
     INTENT_INSERT,
+    INTENT_REBUILD,
     INTENT_REUSE,
     INTENT_SETTLE,
     INTENT_SHIFT,
@@ -53,7 +54,12 @@ from shmpool.view import Header, View, open_view
 
 PoolState = Literal["in use", "idle", "abandoned", "damaged", "other version", "no pool", "unreadable"]
 _INTENTS: Final = {
-    0: "", INTENT_INSERT: "insert", INTENT_TAKE_CHUNK: "take a chunk", INTENT_REUSE: "insert", INTENT_SETTLE: "hold or free"
+    0: "",
+    INTENT_INSERT: "insert",
+    INTENT_TAKE_CHUNK: "take a chunk",
+    INTENT_REUSE: "insert",
+    INTENT_SETTLE: "hold or free",
+    INTENT_REBUILD: "rebuild",
 }
 
 

@@ -10,6 +10,7 @@ it is cleared:
     reuse     off the list; value and hash; second word, live, of the next generation; slot (commits); hold
     append    record; slot (commits); the chunk's used bytes; hold
     settle    a hold taken or given back, then what follows from the sum of all: a stamp, its removal, or `free`
+    rebuild   (the table, before the intent) the table word (commits); the count of tombstones
 
 A topic's first hold of a process and its last are taken and given back here; so of a topic without holds, who has the lock knows
 that it has none. `recover` brings each to its end or its beginning, and settles the topic: the process that was killed may or
@@ -37,6 +38,7 @@ from shmpool.layout import (
     GENERATION_SHIFT,
     INTENT,
     INTENT_INSERT,
+    INTENT_REBUILD,
     INTENT_REUSE,
     INTENT_SETTLE,
     INTENT_SHIFT,
@@ -538,9 +540,17 @@ class ReusingStripes(Stripes):
         built = build(arena[places], slots, 1 << bits)
         self.segment.data[start : start + built.nbytes] = built.tobytes()
         serial = (place >> TABLE_SERIAL_SHIFT) + 1 & TABLE_SERIAL_MASK
+        words[row + INTENT] = INTENT_REBUILD << INTENT_SHIFT | serial
         words[row + TABLE] = seal(self.epoch, serial << TABLE_SERIAL_SHIFT | region << TABLE_REGION_SHIFT | bits)  # commits
         words[self.shelf(stripe) + TOMBSTONES] = 0
+        words[row + INTENT] = 0
         return self.table(stripe)
+
+    def _serial(self, stripe: int) -> int:
+        """How often the stripe's table was replaced."""
+        content = unseal(self.table(stripe).state)
+        assert content is not None  # it was checked when the table was found
+        return content[1] >> TABLE_SERIAL_SHIFT
 
     # ---- what a killed holder left
 
@@ -557,11 +567,15 @@ class ReusingStripes(Stripes):
             if place % 8 or place % self._chunk_size + RECORD_SIZE > self._used_of(stripe, place // self._chunk_size):
                 raise self._corrupt(f"stripe {stripe}: its intent names arena offset {place}, where no record is")
             forward = operation == INTENT_SETTLE or self._recover_reuse(stripe, place)
+        elif operation == INTENT_REBUILD:
+            self._count(stripe)
+            return self._serial(stripe) == place
         else:
             return super()._recover(stripe, operation, place)
+        # Before it is settled, which goes on from there: a count that still lacks the record would fall below 0.
+        self._count(stripe)
         if forward:
             self._settle(stripe, place)
-        self._count(stripe)
         return forward
 
     def _recover_insert(self, stripe: int, offset: int) -> bool:
