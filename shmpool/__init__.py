@@ -33,6 +33,7 @@ General layout. A module imports only from groups above its own:
 
     text         what is safe to print                       The command.
     exchange     JSON
+    facts        what a report says, in words and columns
     render       tables and bars
     live         top
     metrics      for Prometheus
