@@ -37,19 +37,33 @@ class ProbeClass(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Column(Generic[T]):
-    """A column of a table. `total` is what it says of all rows together, those that left included.
+class Heat(Generic[T]):
+    """What makes a cell hot, and between which values it goes from cold to hot, by the whole column's."""
 
-    `heat` measures a cell against the other rows' or, if there is one, against `hottest`: a page tints it.
-    """
+    measure: Callable[[T], float]
+    scale: Callable[[list[float]], tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[T]):
+    """A column of a table. `total` is what it says of all rows together, those that left included."""
 
     title: str
     text: Callable[[T], str | bytes]
     meaning: str
     kind: Kind = "number"
     total: Callable[[Report], str] | None = None
-    heat: Callable[[T], float] | None = None
-    hottest: float | None = None
+    heat: Heat[T] | None = None
+
+
+def _uneven(values: list[float]) -> tuple[float, float]:
+    """Cold is what has no more than its share, hot what has twice that: a stripe has room for no more topics."""
+    mean = sum(values) / len(values)
+    return mean, 2 * mean
+
+
+def _up_to_most(values: list[float]) -> tuple[float, float]:
+    return 0.0, max(values)
 
 
 def _counted(title: str, counter: str) -> Column[ProcessReport]:
@@ -78,24 +92,28 @@ PROCESS_COLUMNS: Final[tuple[Column[ProcessReport], ...]] = (
 
 STRIPE_COLUMNS: Final[tuple[Column[StripeReport], ...]] = (
     Column("stripe", lambda each: str(each.stripe), "A part of the table with a lock of its own."),
-    Column("topics", lambda each: f"{each.topics:,}", "Topics whose hash falls to it.", heat=lambda each: each.topics),
+    Column("topics", lambda each: f"{each.topics:,}", "Topics whose hash falls to it.",
+           heat=Heat(lambda each: each.topics, _uneven)),
     Column("slots", lambda each: f"{each.slots:,}", "Size of its table."),
     Column("load", lambda each: f"{each.load:.0%}", f"Slots in use; its table doubles at {_GROWS_AT:.0%}.",
-           heat=lambda each: each.load, hottest=_GROWS_AT),
+           heat=Heat(lambda each: each.load, lambda _: (0.0, _GROWS_AT))),
     Column("probes", lambda each: f"{each.probe_mean:.2f}", "Slots read to find a topic, on average; 1 is the least.",
-           heat=lambda each: each.probe_mean - 1, hottest=2.0),
+           heat=Heat(lambda each: each.probe_mean, lambda _: (1.0, 3.0))),
     Column("worst", lambda each: str(each.probe_max), "Slots read to find the topic that takes most.",
-           heat=lambda each: each.probe_max - 1, hottest=64),
-    Column("growths", lambda each: str(each.growths), "How often its table doubled.", heat=lambda each: each.growths),
-    Column("undone", lambda each: str(each.rollbacks), COUNTER_MEANINGS["rollbacks"], heat=lambda each: each.rollbacks),
+           heat=Heat(lambda each: each.probe_max, lambda _: (1.0, 128.0))),
+    Column("growths", lambda each: str(each.growths), "How often its table doubled.",
+           heat=Heat(lambda each: each.growths, _uneven)),
+    Column("undone", lambda each: str(each.rollbacks), COUNTER_MEANINGS["rollbacks"],
+           heat=Heat(lambda each: each.rollbacks, _uneven)),
     Column("finished", lambda each: str(each.rollforwards), COUNTER_MEANINGS["rollforwards"],
-           heat=lambda each: each.rollforwards),
+           heat=Heat(lambda each: each.rollforwards, _uneven)),
     Column("locked", lambda each: "locked" if each.locked else "", "Whether a live process holds its lock.", "word"),
     Column("intent", lambda each: each.intent, "What somebody is doing in it, or died doing.", "word"),
 )
 
 TOPIC_COLUMNS: Final[tuple[Column[TopicCount], ...]] = (
-    Column("uses", lambda each: f"{each.uses:,}", "How often it was interned or looked up.", heat=lambda each: each.uses),
+    Column("uses", lambda each: f"{each.uses:,}", "How often it was interned or looked up.",
+           heat=Heat(lambda each: each.uses, _up_to_most)),
     Column("ref", lambda each: str(each.ref), "The integer that every process has for it."),
     Column("topic", lambda each: each.value, "The topic itself.", "topic"),
 )
