@@ -108,7 +108,7 @@ def _fill(report: Report) -> Iterator[Element]:
     for title, text, share in gauges(report):
         shown = ("", "") if share is None else (f"{share:.1%}", bar(share, is_part_of_limit=True))
         rows.append((title, text, *shown))
-    yield _table("Fill", ("of what", "used", ">%", ""), rows, class_="scroll bars") if rows else _note(_UNREAD)
+    yield _table("Fill", ("what", "used", ">%", "share"), rows, class_="scroll bars") if rows else _note(_UNREAD)
 
 
 def _arena(report: Report) -> Iterator[Element]:
@@ -144,7 +144,7 @@ def _probes(report: Report) -> Iterator[Element]:
             (each.slots, f"{each.topics:,}", f"{each.share:.1%}", bar(each.share)) for each in probe_classes(report.probe_lengths)
         ]
         yield _note("How many slots are read to find a topic: 1 is its home, many are a table that is crowded or attacked.")
-        yield _table("Probe lengths", (">slots read", ">topics", ">share", ""), rows, class_="scroll bars")
+        yield _table("Probe lengths", (">slots read", ">topics", ">%", "share"), rows, class_="scroll bars")
 
 
 def _stripes(report: Report) -> Iterator[Element]:

@@ -45,9 +45,10 @@ def arena_map(chunks: list[Chunk], chunk_size: int, stripe_count: int) -> Elemen
     """The chunks that were taken, in the arena's order: the colour is the stripe's, the height how much is used."""
     cells = list(cells_of(chunks, chunk_size))
     across = max(math.ceil(math.sqrt(2 * len(cells))), 8)  # twice as wide as high
+    with_number = across <= _MOST_WITH_NUMBERS
     step = _CELL + _GAP
     drawn = [
-        _cell(cell, number % across * step, number // across * step, chunk_size, stripe_count, with_number=across <= _MOST_WITH_NUMBERS)
+        _cell(cell, number % across * step, number // across * step, chunk_size, stripe_count, with_number=with_number)
         for number, cell in enumerate(cells)
     ]
     return _svg(
