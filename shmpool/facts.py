@@ -5,7 +5,7 @@ Texts are as their processes chose them: who shows one brings it through `printa
 
 import pwd
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -46,7 +46,8 @@ class Heat(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class Column(Generic[T]):
-    """A column of a table. `total` is what it says of all rows together, those that left included."""
+    """A column of a table. `total` is what it says of all rows together, those that left included. One with `if_any` is there
+    if that is true of any row."""
 
     title: str
     text: Callable[[T], str | bytes]
@@ -54,6 +55,12 @@ class Column(Generic[T]):
     kind: Kind = "number"
     total: Callable[[Report], str] | None = None
     heat: Heat[T] | None = None
+    if_any: Callable[[T], object] | None = None
+
+
+def worth_showing(columns: Sequence[Column[T]], rows: Sequence[T]) -> list[Column[T]]:
+    """The columns that have something to say of such rows."""
+    return [column for column in columns if column.if_any is None or any(map(column.if_any, rows))]
 
 
 def _uneven(values: list[float]) -> tuple[float, float]:
@@ -85,6 +92,8 @@ PROCESS_COLUMNS: Final[tuple[Column[ProcessReport], ...]] = (
     _counted("hits", "hits"),
     _counted("misses", "misses"),
     _counted("inserts", "inserts"),
+    Column("holds", lambda each: f"{each.holds:,}", "Holds it has taken and not given back; a dead one's are given back for it.",
+           total=lambda report: f"{sum(process.holds for process in report.processes):,}", if_any=lambda each: each.holds),
     _counted("waits", "lock_waits"),
     _counted("takeovers", "takeovers"),
     Column("command", lambda each: each.command or "", "Its command line, of a process that lives.", "command"),
@@ -114,6 +123,8 @@ STRIPE_COLUMNS: Final[tuple[Column[StripeReport], ...]] = (
 TOPIC_COLUMNS: Final[tuple[Column[TopicCount], ...]] = (
     Column("uses", lambda each: f"{each.uses:,}", "How often it was interned or looked up.",
            heat=Heat(lambda each: each.uses, _up_to_most)),
+    Column("holds", lambda each: f"{each.holds:,}", "Holds of it that processes have now.",
+           heat=Heat(lambda each: each.holds, _up_to_most), if_any=lambda each: each.holds),
     Column("ref", lambda each: str(each.ref), "The integer that every process has for it."),
     Column("topic", lambda each: each.value, "The topic itself.", "topic"),
 )
@@ -135,10 +146,12 @@ def facts(report: Report) -> Iterator[tuple[str, str]]:
 
 def gauges(report: Report) -> Iterator[Gauge]:
     """How full it is; nothing where that could not be read."""
-    fill = report.fill
-    if not fill:
+    fill, constants = report.fill, report.header.constants
+    if not fill or not constants:
         return
     yield Gauge("topics", f"{fill.topics:,} of {fill.capacity:,}", _share(fill.topics, fill.capacity))
+    if constants.policy.counts_holds:
+        yield Gauge("holds", f"{fill.holds:,}, and {fill.unheld:,} topics that nobody holds", None)
     arena = f"{show_size(fill.arena_used_size)} of {show_size(fill.arena_size)}"
     yield Gauge("arena", arena, _share(fill.arena_used_size, fill.arena_size))
     if fill.insert_budget is None:
@@ -170,15 +183,23 @@ def hints(report: Report) -> Iterator[str]:
         yield "The gate is held: some process is attaching or leaving."
     if report.live_count and report.live_count < len(report.processes):
         yield "Rows of dead processes are added to the totals when their row is needed."
+    held = sum(process.holds for process in report.processes if process.state == "dead")
+    if held:
+        yield f"Dead processes still hold {held:,} times; `shmpool gc` gives that back, and so does whoever needs the room."
     if report.fill and report.fill.topics > 0.9 * report.fill.capacity:
         yield "Nearly full: inserts will raise PoolFullError. Create the pool with a larger capacity."
+
+
+def top_held(report: Report) -> list[TopicCount]:
+    """The topics that are held most; none where nobody holds any."""
+    return [topic for topic in report.top_held if topic.holds]
 
 
 def policy(report: Report) -> str:
     constants = report.header.constants
     if not constants:
         return ""
-    return "forever, persistent" if constants.persistent else "forever"
+    return f"{constants.policy}, persistent" if constants.persistent else str(constants.policy)
 
 
 def age(then_ns: int) -> str:

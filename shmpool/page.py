@@ -22,6 +22,8 @@ from shmpool.facts import (
     gauges,
     hints,
     probe_classes,
+    top_held,
+    worth_showing,
 )
 from shmpool.inspection import TopicCount
 from shmpool.layout import Geometry
@@ -73,6 +75,8 @@ def _sections(report: Report) -> Iterator[Element]:
     yield _section("Stripes", *_stripes(report))
     yield _section("Processes", *_processes(report))
     yield _section("Top topics", *_topics(report, report.top))
+    if top_held(report):
+        yield _section("Top topics by holds", *_topics(report, top_held(report)))
     if report.topics is not None:
         yield _section("Topics", *_topics(report, report.topics))
 
@@ -181,6 +185,7 @@ def _topics(report: Report, topics: list[TopicCount]) -> Iterator[Element]:
 
 def _columns(caption: str, columns: Sequence[Column[T]], rows: Sequence[T], report: Report | None = None) -> Iterator[Element]:
     """A table, with a line of totals if there is a report to take them from, and what its columns mean."""
+    columns = worth_showing(columns, rows)
     heats = [_heats(column, rows) for column in columns]
     body = [
         element("tr", *(_cell(column, row, heat[number]) for column, heat in zip(columns, heats, strict=True)))

@@ -4,7 +4,7 @@ Everything that a process chose (topics, command lines, names of files) comes th
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from rich.console import Console, Group, RenderableType
@@ -23,7 +23,9 @@ from shmpool.facts import (
     hints,
     policy,
     probe_classes,
+    top_held,
     user,
+    worth_showing,
 )
 from shmpool.report import Report
 from shmpool.text import printable, show_size
@@ -91,9 +93,9 @@ class Renderer:
             parts += ["", self._columns(STRIPE_COLUMNS, report.stripes), "", self._probes(report.probe_lengths)]
         if report.total:
             parts += ["", self._columns(PROCESS_COLUMNS, report.processes, report)]
-        for topics in (report.top or None, report.topics):
-            if topics is not None:
-                parts += ["", self._columns(TOPIC_COLUMNS, topics)]
+        lists = [each for each in (report.top, top_held(report)) if each] + ([] if report.topics is None else [report.topics])
+        for topics in lists:
+            parts += ["", self._columns(TOPIC_COLUMNS, topics)]
         for style, lines in (("bold red", report.problems), ("yellow", list(hints(report)))):
             parts += [Text(printable(line), style) for line in lines]
         return Group(*parts)
@@ -117,8 +119,9 @@ class Renderer:
             table.add_row(each.slots, f"{each.topics:,}", *self._bar(each.share))
         return table
 
-    def _columns(self, columns: Sequence[Column[T]], rows: Iterable[T], report: Report | None = None) -> Table:
+    def _columns(self, columns: Sequence[Column[T]], rows: Sequence[T], report: Report | None = None) -> Table:
         """A table, with a line of totals if there is a report to take them from."""
+        columns = worth_showing(columns, rows)
         table = self._table(*(f">{column.title}" if column.kind == "number" else column.title for column in columns))
         for row in rows:
             table.add_row(*(self._cell(column.kind, printable(column.text(row))) for column in columns))

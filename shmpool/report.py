@@ -12,13 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool import segment as segments
-from shmpool.arena import Chunk
+from shmpool.arena import Chunk, Record
 from shmpool.errors import PoolCorruptError, PoolError, PoolNotFoundError
 from shmpool.inspection import (
     Counters,
     ProcessStats,
     TopicCount,
     check_rows,
+    counts_of,
     read_chunks,
     read_processes,
 )
@@ -29,8 +30,11 @@ from shmpool.layout import (
     GROWTHS,
     INTENT,
     INTENT_INSERT,
+    INTENT_REUSE,
+    INTENT_SETTLE,
     INTENT_SHIFT,
     INTENT_TAKE_CHUNK,
+    OCCUPIED,
     OFFSET_MASK,
     RECORD_SIZE,
     ROLLBACKS,
@@ -39,20 +43,24 @@ from shmpool.layout import (
     STRIPE_WORDS,
     WORD_SIZE,
 )
+from shmpool.ledger import Snapshot
 from shmpool.lock import others_hold
 from shmpool.processes import ProcessState, command_of, state_of
 from shmpool.stripe import Stripes
 from shmpool.table import read_table
-from shmpool.topics import noting, open_stripes, read_topics, read_uses, used
+from shmpool.topics import noting, open_stripes, read_counts, read_topics
 from shmpool.view import Header, View, open_view
 
 PoolState = Literal["in use", "idle", "abandoned", "damaged", "other version", "no pool", "unreadable"]
-_INTENTS: Final = {0: "", INTENT_INSERT: "insert", INTENT_TAKE_CHUNK: "take a chunk"}
+_INTENTS: Final = {
+    0: "", INTENT_INSERT: "insert", INTENT_TAKE_CHUNK: "take a chunk", INTENT_REUSE: "insert", INTENT_SETTLE: "hold or free"
+}
 
 
 class Fill(NamedTuple):
     """How much of what was reserved is used. Sizes in bytes; `insert_budget` is what one process may insert, None if it has no
-    bound, and `inserts` the most that one attached process has."""
+    bound, and `inserts` the most that one attached process has. `holds` are of all processes, dead ones too, and `unheld` topics
+    have none; both are 0 where the policy counts none."""
 
     topics: int
     capacity: int
@@ -61,6 +69,8 @@ class Fill(NamedTuple):
     arena_size: int
     inserts: int
     insert_budget: int | None
+    holds: int
+    unheld: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +93,8 @@ class StripeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessReport:
-    """One row of the process table. A dead row is of a process that was killed; the next to attach adds it to the totals."""
+    """One row of the process table. A dead row is of a process that was killed; the next to attach adds it to the totals, and
+    gives its holds back."""
 
     row: int
     pid: int
@@ -91,6 +102,7 @@ class ProcessReport:
     command: str | None
     attached_ns: int
     counters: Counters
+    holds: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,6 +122,7 @@ class Report:
     probe_lengths: list[int] = field(default_factory=list)
     processes: list[ProcessReport] = field(default_factory=list)
     top: list[TopicCount] = field(default_factory=list)
+    top_held: list[TopicCount] = field(default_factory=list)
     topics: list[TopicCount] | None = None
 
     @property
@@ -124,6 +137,7 @@ def summarize(name: str, uid: int = -1) -> Report:
             report = _start(header, view)
             if view:
                 view.load_rows()
+                view.load_holds()
                 _add_rows(report, view)
             return _judge(report)
     except PoolNotFoundError:
@@ -137,7 +151,7 @@ def summarize(name: str, uid: int = -1) -> Report:
 
 
 def inspect(name: str, *, top: int = 10, with_topics: bool = False) -> Report:
-    """All that can be told of a pool; `top` topics by uses, and with `with_topics` every one, in order of their refs.
+    """All that can be told of a pool; `top` topics by uses and by holds, and with `with_topics` every one in order of refs.
 
     Raises PoolNotFoundError, PoolError for what is no file or may not be read.
     """
@@ -151,6 +165,7 @@ def _inspect(name: str, top: int, *, with_topics: bool) -> Report:
         report = _start(header, view)
         if view:
             view.load_rows()
+            view.load_ledgers()
             view.load_topics()
             stripes = _add_rows(report, view)
             if stripes:
@@ -209,6 +224,8 @@ def _add_fill(report: Report, stripes: Stripes) -> None:
         arena_size=geometry.arena_size,
         inserts=max((process.counters.inserts for process in report.processes if process.state != "dead"), default=0),
         insert_budget=None if constants.insert_budget >= 1 << 63 else constants.insert_budget,
+        holds=sum(process.holds for process in report.processes),
+        unheld=stripes.unheld_total(),
     )
 
 
@@ -228,6 +245,7 @@ def _describe(row: ProcessStats) -> ProcessReport:
         command=command_of(row.pid, row.start_time) if row.live else None,
         attached_ns=row.attached_ns,
         counters=row.counters,
+        holds=row.holds,
     )
 
 
@@ -276,7 +294,7 @@ def _probe_lengths(stripes: Stripes, stripe: int) -> NDArray[np.int64]:
     rows were read: their records are being inserted, or they are damaged, which `check` tells."""
     _, word, bits, _ = stripes.table(stripe)
     slots = read_table(stripes.segment.words, word, 1 << bits)
-    places = np.flatnonzero(slots)
+    places = np.flatnonzero(slots & np.uint64(OCCUPIED))
     offsets = (slots[places] & np.uint64(OFFSET_MASK)).astype(np.int64)
     known = offsets <= stripes.limit() - RECORD_SIZE
     records = np.frombuffer(
@@ -290,10 +308,16 @@ def _probe_lengths(stripes: Stripes, stripe: int) -> NDArray[np.int64]:
 
 
 def _add_topics(report: Report, stripes: Stripes, top: int, *, with_topics: bool) -> None:
-    uses = read_uses(stripes, report.problems)
+    counts = read_counts(stripes, report.problems)
     with noting(report.problems):
-        counted = ((-used(stripes, record, uses), record.offset, record) for record in stripes.records())
-        best = [record for *_, record in nsmallest(top, counted)]
-        report.top = list(read_topics(stripes, best, uses, report.problems))
+        report.top = list(read_topics(stripes, _most(stripes, top, counts, 0), counts, report.problems))
+        if stripes.geometry.reuses:
+            report.top_held = list(read_topics(stripes, _most(stripes, top, counts, 1), counts, report.problems))
         if with_topics:
-            report.topics = list(read_topics(stripes, stripes.records(), uses, report.problems))
+            report.topics = list(read_topics(stripes, stripes.records(), counts, report.problems))
+
+
+def _most(stripes: Stripes, k: int, counts: Snapshot, which: int) -> list[Record]:
+    """The records of the k topics with the highest counts: of uses (0) or holds (1)."""
+    counted = ((-counts_of(stripes, record, counts)[which], record.offset, record) for record in stripes.records())
+    return [record for *_, record in nsmallest(k, counted)]

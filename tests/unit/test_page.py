@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import resource
+import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shmpool import Pool, TopicCount, TopicRef, report
+from shmpool import Policy, Pool, TopicCount, TopicRef, report
 from shmpool import segment as segments
 from shmpool.arena import Chunk
 from shmpool.facts import PROCESS_COLUMNS, STRIPE_COLUMNS
@@ -28,7 +29,7 @@ from shmpool.saving import save
 from shmpool.text import printable
 from tests.unit.command import HOSTILE, Run, run_inside, run_outside
 from tests.unit.looks import VALUES, at_rest, damage, field, flip, footprint, sample_pool
-from tests.unit.processes import in_child
+from tests.unit.processes import Forked, in_child
 from tests.unit.test_text import is_safe
 
 MARKUP = [
@@ -119,7 +120,7 @@ def test_the_page_tells_what_the_pool_holds(pool: Pool, run: Run) -> None:
     ]
     assert page.rows["stripes"][0] == [column.title for column in STRIPE_COLUMNS]
     assert [row[:2] for row in page.rows["stripes"][1:]] == [[str(each.stripe), str(each.topics)] for each in seen.stripes]
-    assert page.rows["processes"][0] == [column.title for column in PROCESS_COLUMNS]
+    assert page.rows["processes"][0] == [column.title for column in PROCESS_COLUMNS if not column.if_any]
     assert page.rows["processes"][1][1:3] == [str(os.getpid()), "running"]
     assert page.rows["processes"][-1][4:7] == [f"{seen.total.hits:,}", "300", "300"] if seen.total else False
     assert page.rows["top-topics"][1] == ["2", str(pool.intern(VALUES[7])), "/topic/7"]
@@ -151,6 +152,34 @@ def test_the_map_of_any_arena_is_bounded_and_leaves_no_chunk_out(count: int) -> 
     assert cells[-1].last == count - 1
     assert sum(cell.share * (cell.last - cell.first + 1) for cell in cells) == pytest.approx(count // 2)
     assert all(set(cell.owners) == {chunk.owner for chunk in chunks[cell.first : cell.last + 1]} for cell in cells)
+
+
+def test_holds_are_told_of_processes_and_topics_where_the_pool_counts_them(pool: Pool, pool_name: str, run: Run) -> None:
+    def hold_and_die(_: object) -> None:
+        with Pool.attach(pool_name + ".held") as other:
+            for _ in range(3):
+                other.intern(b"held")
+            other.intern(b"theirs")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with Pool.create(pool_name + ".held", policy=Policy.refcount(), stripe_count=1) as held:
+        held.intern(b"held")
+        with Forked(hold_and_die) as child:
+            assert child.wait() == -signal.SIGKILL
+
+        page = Outline(run("inspect", held.name, "--html", "-").out)
+        without = Outline(run("inspect", pool.name, "--html", "-").out)
+
+        column = page.rows["processes"][0].index("holds")
+        told = {row[1]: (row[2], row[column]) for row in page.rows["processes"][1:]}
+        assert told[str(child.pid)] == ("dead", "4")
+        assert told[str(os.getpid())] == ("running", "1")
+        assert page.rows["processes"][-1][column] == "5"
+        most = [(row[1], row[3]) for row in page.rows["top-topics-by-holds"]]
+        assert most == [("holds", "topic"), ("4", "held"), ("1", "theirs")]
+        assert ["holds", "5, and 0 topics that nobody holds", ""] in [row[:3] for row in page.rows["fill"]]
+        assert any(text.startswith("Dead processes still hold 4 times") for text in page.texts)
+        assert "holds" not in without.rows["processes"][0] + without.rows["top-topics"][0]
 
 
 def test_an_empty_pool_is_a_page_that_says_so(pool_name: str, run: Run) -> None:
