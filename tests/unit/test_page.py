@@ -1,17 +1,13 @@
-"""Claims about the page that `inspect --html` writes: what it tells, that no text is markup, that it is whole or not there."""
+"""Claims about the page that `inspect --html` writes: what it tells, and that no text is ever markup."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import os
-import resource
 import signal
-import stat
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -25,63 +21,17 @@ from shmpool.facts import PROCESS_COLUMNS, STRIPE_COLUMNS
 from shmpool.page import draw_page
 from shmpool.pictures import cells_of
 from shmpool.report import Report
-from shmpool.saving import save
 from shmpool.text import printable
-from tests.unit.command import HOSTILE, Run, run_inside, run_outside
+from tests.unit.command import HOSTILE, Run, run_inside
 from tests.unit.looks import VALUES, at_rest, damage, field, flip, footprint, sample_pool
-from tests.unit.processes import Forked, in_child
+from tests.unit.outline import Outline
+from tests.unit.processes import Forked
 from tests.unit.test_text import is_safe
 
 MARKUP = [
     "<script>owned()</script>", '"><img src=x onerror=owned()>', "' onload='owned()", "</style><style>*{display:none}", "<!--",
     "-->", "]]>", "&lt;script&gt;", "&#60;b&#62;", "javascript:owned()", "</td></tr></table>", "<svg><a href=x>", "\uff1cb", "\\",
 ]
-
-
-class Outline(HTMLParser):
-    """A page as a browser would take it apart: its tags with their attributes, and what each section's cells say."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, tuple[tuple[str, str | None], ...]]] = []
-        self.texts: list[str] = []
-        self.rows: dict[str, list[list[str]]] = {}
-        self.style = ""
-        self._section = ""
-        self._is_cell = False
-        self._is_fresh = True
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, tuple(attrs)))
-        self._is_fresh = True
-        if tag == "section":
-            self._section = dict(attrs)["id"] or ""
-            self.rows[self._section] = []
-        elif tag == "tr":
-            self.rows[self._section].append([])
-        elif tag in ("td", "th"):
-            self.rows[self._section][-1].append("")
-            self._is_cell = True
-
-    def handle_endtag(self, tag: str) -> None:
-        self._is_fresh = True
-        self._is_cell &= tag not in ("td", "th")
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] == "style" and not self.style:
-            self.style = data
-            return
-        if self._is_fresh:
-            self.texts.append("")
-        self._is_fresh = False
-        self.texts[-1] += data
-        if self._is_cell:
-            self.rows[self._section][-1][-1] += data
-
-    def values_of(self, attribute: str) -> list[str]:
-        return [value or "" for _, attributes in self.tags for name, value in attributes if name == attribute]
 
 
 @pytest.fixture
@@ -328,99 +278,3 @@ def test_every_link_of_the_page_leads_to_a_place_on_it(seen: Report) -> None:
     assert {link.removeprefix("#") for link in links} <= set(page.values_of("id"))
     assert set(page.values_of("aria-labelledby")) <= set(page.values_of("id"))
     assert len(page.values_of("id")) == len(set(page.values_of("id")))
-
-
-# ---- whole, or not there
-
-
-def test_a_file_is_written_whole_and_what_was_opened_before_stays_what_it_was(pool: Pool, tmp_path: Path) -> None:
-    file = tmp_path / "page.html"
-    file.write_text("before")
-    with file.open() as opened:
-        ran = run_outside("inspect", pool.name, "--html", str(file))
-
-        assert opened.read() == "before"
-    assert (ran.code, ran.err) == (0, "")
-    assert ran.out.startswith(f"{file} was written (")
-    assert file.read_text().startswith("<!DOCTYPE html>")
-    assert file.read_text().endswith("</html>\n")
-    assert os.listdir(tmp_path) == ["page.html"]
-
-
-def test_a_new_file_is_as_the_umask_has_it_and_a_link_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("file")
-
-    def write() -> int:
-        os.umask(0o027)
-        save(tmp_path / "link", b"data")
-        return stat.S_IMODE((tmp_path / "file").stat().st_mode)
-
-    assert in_child(write) == 0o640
-    assert (tmp_path / "link").is_symlink()
-    assert (tmp_path / "file").read_bytes() == b"data"
-
-
-PLACES: dict[str, Callable[[Path], Path]] = {
-    "a folder": lambda folder: folder,
-    "no such folder": lambda folder: folder / "none" / "page.html",
-    "below a file": lambda folder: folder / "file" / "page.html",
-    "a pipe": lambda folder: folder / "pipe",
-    "a device": lambda folder: folder / "device",  # not /dev/null: this must be able to fail
-    "a link to itself": lambda folder: folder / "loop",
-    "too long a name": lambda folder: folder / ("x" * 300),
-    "no file system for files": lambda _: Path("/proc/self/page.html"),
-}
-
-
-@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
-def test_what_cannot_be_written_is_a_clear_error_and_left_as_it_is(
-    pool: Pool, run: Run, tmp_path: Path, place: Callable[[Path], Path]
-) -> None:
-    (tmp_path / "file").write_text("before")
-    (tmp_path / "loop").symlink_to("loop")
-    os.mkfifo(tmp_path / "pipe")
-    with suppress(PermissionError):  # who may not make devices has none to lose
-        os.mknod(tmp_path / "device", stat.S_IFCHR | 0o600, os.makedev(1, 3))
-    before = {entry.name: entry.lstat() for entry in tmp_path.iterdir()}
-    path = place(tmp_path)
-    if path.name == "device" and not path.exists():
-        pytest.skip("this container lets nobody make devices")
-
-    ran = run("inspect", pool.name, "--html", str(path))
-
-    assert (ran.code, ran.out) == (2, "")
-    assert f"{path} cannot be written: " in ran.err
-    assert "Traceback" not in ran.err
-    assert {entry.name: entry.lstat() for entry in tmp_path.iterdir()} == before
-
-
-def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"before")
-
-    def write_too_much() -> str:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-        try:
-            save(tmp_path / "file", bytes(100_000))
-        except OSError as error:
-            return os.strerror(error.errno or 0)
-        return ""
-
-    assert in_child(write_too_much) == "File too large"
-    assert os.listdir(tmp_path) == ["file"]
-    assert (tmp_path / "file").read_bytes() == b"before"
-
-
-@pytest.mark.parametrize("option", ["--json", "--watch"])
-def test_a_page_goes_with_no_other_form_of_output(pool: Pool, run: Run, tmp_path: Path, option: str) -> None:
-    ran = run("inspect", pool.name, "--html", str(tmp_path / "page.html"), option)
-
-    assert (ran.code, ran.out) == (2, "")
-    assert "--html goes with" in ran.err
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_a_pool_there_is_no_page(run: Run, pool_name: str, tmp_path: Path) -> None:
-    ran = run("inspect", pool_name, "--html", str(tmp_path / "page.html"))
-
-    assert (ran.code, ran.out) == (3, "")
-    assert not list(tmp_path.iterdir())
