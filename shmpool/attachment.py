@@ -68,6 +68,13 @@ class Attachment:
             self._ledger_committed = commit_ledger(self.segment, self.row, size)
         return self.holds_word + column, self._ledger_word + column
 
+    @property
+    def ledgers(self) -> tuple[int, int, int, int]:
+        """The words at which this process's ledgers of holds and of uses start, each with how many columns are committed."""
+        return (
+            self.holds_word, self._holds_committed // WORD_SIZE, self._ledger_word, self._ledger_committed // WORD_SIZE
+        )
+
     def holds_at(self, column: int) -> int:
         """How often this process holds a column's topic."""
         return int(self.segment.words[self.holds_word + column]) if (column + 1) * WORD_SIZE <= self._holds_committed else 0

@@ -49,13 +49,13 @@ class Held:
         self.by_ref[entry[0]] = entry
         self.by_value[entry[3]] = entry
 
-    def drop(self, ref: TopicRef) -> bool:
-        """Forget an entry; whether there was one. From then on its count changes only under the stripe's lock."""
+    def drop(self, ref: TopicRef) -> Entry | None:
+        """Forget an entry, and give it, if there was one. From then on its count changes only under the stripe's lock."""
         entry = self.by_ref.get(ref)
         if entry:
             self.by_value.pop(entry[3], None)
             self.by_ref.pop(ref, None)
-        return entry is not None
+        return entry
 
     def clear(self) -> None:
         self.by_value.clear()

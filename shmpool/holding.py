@@ -39,7 +39,7 @@ from shmpool.layout import (
 from shmpool.ledger import holding_rows, holds_of, ledger_word, read_holds, row_word
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, try_lock, unlock
-from shmpool.reuse import Clock, Place, ReusingStripes
+from shmpool.reuse import Clock, Ledgers, Place, ReusingStripes
 from shmpool.store import BATCH, Refs, Store
 
 Ts = TypeVarTuple("Ts")
@@ -90,28 +90,33 @@ class HoldingStore(Store):
     def intern(self, value: bytes, capacity: int) -> TopicRef:
         """The ref of a value, held once more by this process. Raises PoolFullError."""
         self._catch_up()
-        hash_ = self._hash(value)
-        stripe = hash_ * self._stripe_count >> 64
+        engine = self.stripes.engine
+        stripe = engine.stripe(value) if engine else self._hash(value) * self._stripe_count >> 64
         while True:
             try:
-                return self.locks[stripe].run(self._hold, stripe, hash_, value, capacity)
+                return self.locks[stripe].run(self._hold, stripe, value, capacity)
             except PoolFullError:
                 if not self._make_room(stripe, value, capacity):
                     raise
 
-    def _hold(self, stripe: int, hash_: int, value: bytes, capacity: int) -> TopicRef:
+    def _hold(self, stripe: int, value: bytes, capacity: int) -> TopicRef:
         stripes = self.stripes
-        stripes.recover(stripe)
-        got = stripes.hold(stripe, hash_, value, self._place_of)
-        if got is None:
-            if self._room(stripe, capacity) <= 0:
-                raise self._full(capacity)
-            got = stripes.insert_held(stripe, hash_, value, self._place_of)
-        handle, place = got
+        may_insert = self._room(stripe, capacity) > 0
+        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), may_insert=may_insert)
+        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity)
         ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
         self._count_use(place.uses, handle >> GENERATION_SHIFT)
         self.held.add((ref, place.holds, place.uses, value))
         return ref
+
+    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int) -> tuple[int, Place]:
+        self.stripes.recover(stripe)
+        held = self.stripes.hold(stripe, hash_, value, self._place_of)
+        if held:
+            return held
+        if self._room(stripe, capacity) <= 0:
+            raise self._full(capacity)
+        return self.stripes.insert_held(stripe, hash_, value, self._place_of)
 
     def _place_of(self, column: int) -> Place:
         return Place(*self.attachment.commit_column(column))
@@ -219,10 +224,12 @@ class HoldingStore(Store):
             self._unreleased.append(ref)
 
     def _give_back(self, stripe: int, ref: TopicRef) -> None:
+        entry = self.held.drop(ref)
+        if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
+            return
         self.stripes.recover(stripe)
-        record = self._record_of(ref)
-        column = self.stripes.column(record)
-        if not self.held.drop(ref) and not self.attachment.holds_at(column):
+        column = self.stripes.column(self._record_of(ref))
+        if not entry and not self.attachment.holds_at(column):
             raise self._not_held(ref)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
             raise self._not_held(ref)
