@@ -5,27 +5,22 @@ Here at each point where CPython lets another in, one by one, and in crowds that
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 
 import pytest
 
-from shmpool import NotHeldError, Policy, Pool, PoolBusyError, StaleRefError
+from shmpool import Policy, Pool
 from tests.stress.crowd import (
     assert_held,
     assert_nothing_left,
     each_point,
     hold,
     kill_with_holds,
-    raises,
-    threads,
     try_until_closed,
     with_thread_at,
 )
-from tests.unit.inside import ENGINES, engine_chosen, store_of
-from tests.unit.interrupts import interrupted_at
-from tests.unit.processes import Forked, in_child
+from tests.unit.inside import engine_chosen, store_of
+from tests.unit.processes import in_child
 
 Names = Callable[[], str]
 DIRTY = [b"of the killed %d" % number for number in range(6)]
