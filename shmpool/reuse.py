@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool.arena import Record, make_chunk, make_meta, read_chunk, read_record, size_class, space_size
+from shmpool.engine import make_turnover
 from shmpool.errors import PoolFullError
 from shmpool.layout import (
     CHUNK,
@@ -75,6 +76,15 @@ Clock = Callable[[], int]  # monotonic, in ns; the same in all processes of the 
 _NO_ORDINAL: Final = META_ORDINAL_MASK
 
 
+class Ledgers(NamedTuple):
+    """A process's own ledgers: the words they start at, and how many columns of them are committed."""
+
+    holds_word: int
+    holds_count: int
+    uses_word: int
+    uses_count: int
+
+
 class Place(NamedTuple):
     """The words of a process's own ledgers that count its holds and its uses of one topic."""
 
@@ -99,12 +109,16 @@ class ReusingStripes(Stripes):
             self._shelves_word + UNHELD, self._shelves_word + segment.constants.geometry.stripe_count * SHELF_WORDS, SHELF_WORDS
         )
         super().__init__(segment, grow_lock)
+        self._turnover = make_turnover(self.engine, self.geometry)
 
     # ---- without a lock
 
     def find(self, stripe: int, hash_: int, value: bytes) -> int:
         """The handle of a value's record, or -1; may miss one that is being inserted at this instant. One that is too old is
         missed."""
+        known = self._turnover.find(value, self._oldest()) if self._turnover else None
+        if known is not None:
+            return known
         handle = self._find(stripe, hash_, value)
         return -1 if handle >= 0 and self.is_expired(handle & LOW_40) else handle
 
@@ -128,6 +142,10 @@ class ReusingStripes(Stripes):
 
     def is_still(self, record: Record) -> bool:
         return record.live and read_record(self.segment, record.offset) == record
+
+    def _oldest(self) -> int:
+        """The time such that who is not held since then, or before, is too old; 0 where nobody is."""
+        return max(self.clock() - self.policy.ttl_ns, 0) if self.policy.ttl_ns else 0
 
     def is_expired(self, offset: int) -> bool:
         """Whether nobody has held the record for longer than the policy keeps it."""
@@ -192,6 +210,26 @@ class ReusingStripes(Stripes):
         return stamps
 
     # ---- under the stripe's lock, after `recover`
+
+    def hold_plainly(self, value: bytes, ledgers: Ledgers, *, may_insert: bool) -> tuple[int, Place] | None:
+        """The compiled engine's `hold` and `insert_held`, also before `recover`; None, and nothing was changed, where it is not
+        in use or there is more to be done than it does."""
+        held = self._turnover.hold(value, *ledgers, self._oldest(), may_insert) if self._turnover else None
+        if held is None:
+            return None
+        self.inserts += held[3]
+        return held[0], Place(held[1], held[2])
+
+    def drop_plainly(self, handle: int, holds_word: int) -> bool:
+        """The compiled engine's `give_back` of this process's only hold; False, and nothing was changed, as in `hold_plainly`."""
+        if not self._turnover:
+            return False
+        now = self.clock() if self.policy.keeps_unheld else 0
+        is_gone = self._turnover.drop(handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
+        if is_gone is None:
+            return False
+        self.frees += is_gone
+        return True
 
     def hold(self, stripe: int, hash_: int, value: bytes, place_of: Callable[[int], Place]) -> tuple[int, Place] | None:
         """Take a hold of a value's record: its handle, and the words that `place_of` gave for its column; None if there is no
@@ -338,6 +376,9 @@ class ReusingStripes(Stripes):
 
     def evict(self, stripe: int, offset: int, stamp: int) -> bool:
         """Free a record that nobody holds. With a stamp, only if it is unheld since then. False if it is held, or gone."""
+        if self._turnover and self._turnover.evict(offset, stamp):
+            self.evictions += 1
+            return True
         words = self.segment.words
         record = read_record(self.segment, offset)
         if not record.live or self.geometry.stripe_of(record.hash) != stripe:
