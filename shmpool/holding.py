@@ -98,33 +98,42 @@ class HoldingStore(Store):
         self._catch_up()
         engine = self.stripes.engine
         stripe = engine.stripe(value) if engine else self._hash(value) * self._stripe_count >> 64
-        while True:
-            try:
-                return self.locks[stripe].run(self._hold, stripe, value, capacity)
-            except PoolFullError:
-                if not self._make_room(stripe, value, capacity):
-                    raise
+        taken: list[int] = []
+        try:
+            while True:
+                try:
+                    return self.locks[stripe].run(self._hold, stripe, value, capacity, taken)
+                except PoolFullError:
+                    if not self._make_room(stripe, value, capacity):
+                        raise
+        except BaseException:
+            # A signal handler's, on the way out: nobody got the ref, so nobody would ever give the hold back.
+            for handle in taken:
+                with suppress(PoolError, ValueError):  # went with a reset, or the pool was closed, by another thread
+                    self._release(TopicRef(self.stripes.origin + handle))
+            raise
 
-    def _hold(self, stripe: int, value: bytes, capacity: int) -> TopicRef:
+    def _hold(self, stripe: int, value: bytes, capacity: int, taken: list[int]) -> TopicRef:
+        """Hold a value, or insert it held; its handle comes into `taken` with the hold, before any signal handler can run."""
         if self.closed:
             self.check_open()
         stripes = self.stripes
         may_insert = self._room(stripe, capacity) > 0
-        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), may_insert=may_insert)
-        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity)
+        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), taken, may_insert=may_insert)
+        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity, taken)
         ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
         self._count_use(place.uses, handle >> GENERATION_SHIFT)
         self.held.add((ref, place.holds, place.uses, value))
         return ref
 
-    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int) -> tuple[int, Place]:
+    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int, taken: list[int]) -> tuple[int, Place]:
         self.stripes.recover(stripe)
-        held = self.stripes.hold(stripe, hash_, value, self._place_of)
+        held = self.stripes.hold(stripe, hash_, value, self._place_of, taken)
         if held:
             return held
         if self._room(stripe, capacity) <= 0:
             raise self._full(capacity)
-        return self.stripes.insert_held(stripe, hash_, value, self._place_of)
+        return self.stripes.insert_held(stripe, hash_, value, self._place_of, taken)
 
     def _place_of(self, column: int) -> Place:
         return Place(*self.attachment.commit_column(column))
