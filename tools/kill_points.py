@@ -36,12 +36,14 @@ from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Ta
 from tests.stress.operations import INSERTS, OPERATIONS, STRIPES
 from tests.stress.tracing import is_possible
 from tests.stress.turns import BASES, TURNS
+from tests.unit.inside import ENGINES, engine_chosen
 from tests.unit.own_files import OwnFiles, own_files
 from tools.bench_intern import machine
 
 RESULTS: Final = Path(__file__).parent / "results"
 MOST_RECOVERIES: Final = 20  # of one operation: a long batch has a hundred kills to recover from that differ in a count alone
 SHOWN: Final = 20
+PLAIN: Final = ", plain Python"
 PLAIN_WIDTH: Final = 150
 
 Tallies = dict[str, Tally]
@@ -89,7 +91,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def kill_everywhere(files: OwnFiles, options: argparse.Namespace, tallies: Tallies, say: Say) -> None:
     points = KillPoints(files, lambda _: None)
-    todo: list[tuple[str, Operation]] = [(operation.name, operation) for operation in [*OPERATIONS, STRIPES, *TURNS]]
+    todo: list[tuple[str, Operation]] = [(operation.name, operation) for operation in [*OPERATIONS, STRIPES]]
+    todo += [(turn.name + PLAIN * plain, turn) for turn in TURNS for plain in range(len(ENGINES))]
     bases: dict[str, Callable[[], Sequence[Operation]]] = {
         f"recovery from {base.name}": partial(operations.recoveries, base, files) for base in INSERTS
     }
@@ -103,8 +106,9 @@ def kill_everywhere(files: OwnFiles, options: argparse.Namespace, tallies: Talli
     todo = [(name, operation) for name, operation in todo if name in wanted]
     for done, (name, operation) in enumerate(todo):
         tally = tallies.setdefault(name, Tally())
-        for _ in points.each(operation, tally, options.stride):
-            say(f"{name}: {tally.points} kill points", done, len(todo))
+        with engine_chosen("python" if name.endswith(PLAIN) else ENGINES[0]):
+            for _ in points.each(operation, tally, options.stride):
+                say(f"{name}: {tally.points} kill points", done, len(todo))
     say("done", len(todo), len(todo))
 
 
