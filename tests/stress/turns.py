@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shmpool import Policy
+from shmpool import Policy, Pool
 from shmpool.layout import (
     COUNT,
     FREE,
@@ -32,15 +32,19 @@ def numbered(count: int, size: int = 0) -> list[bytes]:
     return [(b"%d" % number).rjust(size) for number in range(count)]
 
 
-def fill_with_tombstones(scene: Scene) -> None:
+def fill_with_tombstones(pool: Pool) -> None:
     """As much churn would: each slot that was never used may be a tombstone just as well."""
-    stripes = stripes_of(scene.open())
+    stripes = stripes_of(pool)
     words, table = stripes.segment.words, stripes.table(0)
     row, shelf = stripes.geometry.stripes_offset // WORD_SIZE, stripes.shelf(0)
     for index in range(table.word, table.word + (1 << table.bits)):
         if not words[index] and words[row + COUNT] + words[shelf + TOMBSTONES] < FILL_OF_A_TABLE:
             words[index] = TOMBSTONE
             words[shelf + TOMBSTONES] += 1
+
+
+def full_of_tombstones(scene: Scene) -> None:
+    fill_with_tombstones(scene.open())
 
 
 def age_free_spaces(scene: Scene) -> None:
@@ -111,9 +115,9 @@ EVICT_CLASS = under_pressure(
 )
 EXPIRE = Expire("insert of what is too old")
 REBUILD = Turn(
-    "rebuild of a table full of tombstones", REFCOUNT, interns(NEW), {NEW: 1}, held=numbered(60), spoil=fill_with_tombstones
+    "rebuild of a table full of tombstones", REFCOUNT, interns(NEW), {NEW: 1}, held=numbered(60), spoil=full_of_tombstones
 )
-GROW = Turn("growth of a table", REFCOUNT, interns(NEW), {NEW: 1}, held=numbered(260), spoil=fill_with_tombstones)
+GROW = Turn("growth of a table", REFCOUNT, interns(NEW), {NEW: 1}, held=numbered(260), spoil=full_of_tombstones)
 LEND = with_few_ordinals("new space that takes a free one's ordinal", LONG)
 BORROW = with_few_ordinals("free space without an ordinal", NEW, take_an_ordinal_away)
 INHERIT = with_few_ordinals("new space that takes a retired one's ordinal", NEW, retire_free_spaces)
