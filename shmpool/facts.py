@@ -104,6 +104,8 @@ STRIPE_COLUMNS: Final[tuple[Column[StripeReport], ...]] = (
     Column("topics", lambda each: f"{each.topics:,}", "Topics whose hash falls to it.",
            heat=Heat(lambda each: each.topics, _uneven)),
     Column("slots", lambda each: f"{each.slots:,}", "Size of its table."),
+    Column("tombstones", lambda each: f"{each.tombstones:,}", "Slots of topics that went, which searches still go past.",
+           if_any=lambda each: each.tombstones),
     Column("load", lambda each: f"{each.load:.0%}", f"Slots in use; its table doubles at {_GROWS_AT:.0%}.",
            heat=Heat(lambda each: each.load, lambda _: (0.0, _GROWS_AT))),
     Column("probes", lambda each: f"{each.probe_mean:.2f}", "Slots read to find a topic, on average; 1 is the least.",

@@ -298,7 +298,9 @@ class Geometry:
 
     @cached_property
     def max_table_bits(self) -> int:
-        return max(MIN_TABLE_BITS, (self.stripe_capacity * 4 // 3).bit_length())
+        # Where topics go a full table is half full, so that it has room for tombstones too: with as many as it has topics between
+        # two rebuilds, those cost each insert a fraction of what it costs itself.
+        return max(MIN_TABLE_BITS, (self.stripe_capacity * 2 if self.reuses else self.stripe_capacity * 4 // 3).bit_length())
 
     @cached_property
     def ordinal_count(self) -> int:

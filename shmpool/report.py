@@ -40,8 +40,10 @@ from shmpool.layout import (
     RECORD_SIZE,
     ROLLBACKS,
     ROLLFORWARDS,
+    SHELF_WORDS,
     STRIPE_BYTES,
     STRIPE_WORDS,
+    TOMBSTONES,
     WORD_SIZE,
 )
 from shmpool.ledger import Snapshot
@@ -87,6 +89,7 @@ class StripeReport:
     stripe: int
     topics: int
     slots: int
+    tombstones: int
     load: float
     probe_mean: float
     probe_max: int
@@ -273,6 +276,8 @@ def _add_stripes(report: Report, stripes: Stripes) -> None:
                 stripe=stripe,
                 topics=_count(stripes, stripe),
                 slots=slot_count,
+                tombstones=words[stripes.geometry.shelves_offset // WORD_SIZE + stripe * SHELF_WORDS + TOMBSTONES]
+                if stripes.geometry.reuses and slot_count else 0,
                 load=round(len(lengths) / slot_count, 4) if slot_count else 0.0,
                 probe_mean=round(float(lengths.mean()), 2) if len(lengths) else 0.0,
                 probe_max=int(lengths.max(initial=0)),
