@@ -165,7 +165,8 @@ probe_lengths processes top top_by_holds"""
 KEYS_OF = {
     "options": "capacity arena_size stripe_count process_count max_value_size insert_budget reserve",
     "fill": "topics capacity arena_used_size arena_committed_size arena_size inserts insert_budget holds unheld",
-    "stripes": "stripe topics slots tombstones load probe_mean probe_max growths rollbacks rollforwards intent locked",
+    "stripes": "stripe topics slots tombstones load probe_mean probe_max growths waits takeovers rollbacks rollforwards intent "
+    "locked",
     "processes": "row pid state command attached_ns counters holds",
     "counters": "hits misses inserts lock_waits takeovers rollbacks rollforwards uses_dropped frees evictions "
     "reaped",
