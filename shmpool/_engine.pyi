@@ -1,4 +1,7 @@
+from mmap import mmap
 from typing import Final
+
+from shmpool.layout import TopicRef
 
 CODES: Final[dict[str, int]]
 
@@ -28,3 +31,34 @@ class Engine:
     def find_many(self, items: list[tuple[int, bytes]], /) -> list[int]: ...
     def insert(self, value: bytes, /) -> int | None: ...
     def insert_many(self, items: list[tuple[int, bytes, int]], room: int, /) -> list[int]: ...
+
+class Hot:
+    def __new__(
+        cls,
+        words: memoryview,
+        by_value: dict[bytes, tuple[TopicRef, int, int, bytes]],
+        by_ref: dict[TopicRef, tuple[TopicRef, int, int, bytes]],
+        mark: mmap,
+    ) -> Hot: ...
+    def take(self, value: bytes, /) -> TopicRef | None: ...
+    def give(self, ref: TopicRef, /) -> bool: ...
+    def use(self, value: bytes, /) -> TopicRef | None: ...
+
+class Turnover:
+    def __new__(
+        cls, engine: Engine, *, shelves_word: int, rows_word: int, holds_word: int, ledger_words: int, process_count: int
+    ) -> Turnover: ...
+    def find(self, value: bytes, oldest: int, /) -> int | None: ...
+    def hold(
+        self,
+        value: bytes,
+        holds_word: int,
+        holds_count: int,
+        uses_word: int,
+        uses_count: int,
+        oldest: int,
+        may_insert: bool,
+        /,
+    ) -> tuple[int, int, int, bool] | None: ...
+    def drop(self, offset: int, holds_word: int, now: int, keeps_unheld: bool, /) -> bool | None: ...
+    def evict(self, offset: int, stamp: int, /) -> bool: ...

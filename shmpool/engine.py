@@ -1,4 +1,4 @@
-"""The compiled engine: the searches and plain inserts of `stripe`, in C over the same bytes (_engine.c).
+"""The compiled engine: what is plain sailing of `stripe`, `reuse` and `held`, in C over the same bytes (_engine.c, _reuse.c).
 
 Installing builds it where there is a C compiler. Where there is none all is done in plain Python, which is also what it is tested
 against, and what does everything but the plain case. Processes with and without it share a pool.
@@ -8,11 +8,14 @@ SHMPOOL_ENGINE=python in the environment keeps to plain Python; SHMPOOL_ENGINE=c
 
 import os
 import warnings
+from mmap import mmap
 from typing import Final
 
 from shmpool import layout
 from shmpool.header import Constants
-from shmpool.layout import MIN_TABLE_BITS, WORD_SIZE
+from shmpool.layout import MIN_TABLE_BITS, PROCESS_WORDS, WORD_SIZE, Geometry, TopicRef
+
+Entry = tuple[TopicRef, int, int, bytes]  # a ref, the words of this process's holds and uses of it, and the value
 
 _WANTED: Final = os.environ.get("SHMPOOL_ENGINE", "")
 
@@ -38,9 +41,9 @@ else:
 
 
 def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | None":
-    """An engine over a segment's words, its epoch still to be started; or None, also where topics go: it knows no generations."""
+    """An engine over a segment's words, its epoch still to be started; or None."""
     geometry = constants.geometry
-    if ENGINE == "python" or geometry.reuses:
+    if ENGINE == "python":
         return None
     return _engine.Engine(
         words,
@@ -57,3 +60,24 @@ def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | No
         arena_size=geometry.arena_size,
         chunk_size=geometry.chunk_size,
     )
+
+
+def make_turnover(engine: "_engine.Engine | None", geometry: Geometry) -> "_engine.Turnover | None":
+    """What the engine does beside where topics go; None without an engine."""
+    if engine is None:
+        return None
+    return _engine.Turnover(
+        engine,
+        shelves_word=geometry.shelves_offset // WORD_SIZE,
+        rows_word=geometry.totals_offset // WORD_SIZE + PROCESS_WORDS,
+        holds_word=geometry.holds_offset // WORD_SIZE,
+        ledger_words=geometry.ledger_size // WORD_SIZE,
+        process_count=geometry.process_count,
+    )
+
+
+def make_hot(
+    words: memoryview, by_value: dict[bytes, Entry], by_ref: dict[TopicRef, Entry], mark: mmap
+) -> "_engine.Hot | None":
+    """What counts holds of these entries, or None; see held.py."""
+    return None if ENGINE == "python" else _engine.Hot(words, by_value, by_ref, mark)

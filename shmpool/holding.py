@@ -7,8 +7,8 @@ Guarantees:
   needs room, or calls `reap`.
 - A ref of a topic that went is stale for ever: it carries the generation of its record's space.
 
-A hold that is not the process's first of a topic, nor its last, is a plain store into its own row: nobody frees a topic that has
-one.
+A hold that is not the process's first of a topic, nor its last, is a plain store into its own row (held.py): nobody frees a topic
+that has one.
 """
 
 import platform
@@ -24,6 +24,7 @@ import numpy as np
 from shmpool.arena import Record, read_record, read_value, space_size
 from shmpool.attachment import is_live
 from shmpool.errors import NotHeldError, PoolBusyError, PoolError, PoolFullError, StaleRefError
+from shmpool.held import Held
 from shmpool.layout import (
     GENERATION_SHIFT,
     HOLDS,
@@ -38,7 +39,7 @@ from shmpool.layout import (
 from shmpool.ledger import holding_rows, holds_of, ledger_word, read_holds, row_word
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, try_lock, unlock
-from shmpool.reuse import Clock, Place, ReusingStripes
+from shmpool.reuse import Clock, Ledgers, Place, ReusingStripes
 from shmpool.store import BATCH, Refs, Store
 
 Ts = TypeVarTuple("Ts")
@@ -61,9 +62,6 @@ class Holder:
     count: int
 
 
-Entry = tuple[TopicRef, int, int, bytes]  # a ref, the words of this process's holds and uses of it, and the value
-
-
 class HoldingStore(Store):
     """What a process does with its seat in a pool that counts holds. Threads may share it."""
 
@@ -71,11 +69,7 @@ class HoldingStore(Store):
 
     def __init__(self, seat: Seat, cache_size: int, clock: Clock) -> None:
         self._clock = clock
-        # What this process holds, so that to hold it again costs no search. An entry goes from both before the last hold does,
-        # so that no hold is ever added to a topic that has none.
-        self.by_value: dict[bytes, Entry] = {}
-        self.by_ref: dict[TopicRef, Entry] = {}
-        self._entry_count = max(1, cache_size)
+        self.held = Held(seat.segment.words, cache_size)
         super().__init__(seat, cache_size)
         # At once: a process that only looks topics up would keep a killed one's from going for as long as it lives, and their
         # holds would seem its own. Where the pool is damaged, the first operation that needs it tells.
@@ -98,34 +92,39 @@ class HoldingStore(Store):
     # ---- values and refs
 
     def intern(self, value: bytes, capacity: int) -> TopicRef:
-        """The ref of a value, held once more by this process. Raises PoolFullError."""
+        """The ref of a value, held once more by this process. Raises PoolFullError, PoolBusyError."""
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
         self._catch_up()
-        hash_ = self._hash(value)
-        stripe = hash_ * self._stripe_count >> 64
+        engine = self.stripes.engine
+        stripe = engine.stripe(value) if engine else self._hash(value) * self._stripe_count >> 64
         while True:
             try:
-                return self.locks[stripe].run(self._hold, stripe, hash_, value, capacity)
+                return self.locks[stripe].run(self._hold, stripe, value, capacity)
             except PoolFullError:
                 if not self._make_room(stripe, value, capacity):
                     raise
 
-    def _hold(self, stripe: int, hash_: int, value: bytes, capacity: int) -> TopicRef:
+    def _hold(self, stripe: int, value: bytes, capacity: int) -> TopicRef:
+        if self.closed:
+            self.check_open()
         stripes = self.stripes
-        stripes.recover(stripe)
-        got = stripes.hold(stripe, hash_, value, self._place_of)
-        if got is None:
-            if self._room(stripe, capacity) <= 0:
-                raise self._full(capacity)
-            got = stripes.insert_held(stripe, hash_, value, self._place_of)
-        handle, place = got
+        may_insert = self._room(stripe, capacity) > 0
+        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), may_insert=may_insert)
+        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity)
         ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
         self._count_use(place.uses, handle >> GENERATION_SHIFT)
-        if len(self.by_value) >= self._entry_count:
-            self._forget()
-        entry = (ref, place.holds, place.uses, value)
-        self.by_ref[ref] = entry
-        self.by_value[value] = entry
+        self.held.add((ref, place.holds, place.uses, value))
         return ref
+
+    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int) -> tuple[int, Place]:
+        self.stripes.recover(stripe)
+        held = self.stripes.hold(stripe, hash_, value, self._place_of)
+        if held:
+            return held
+        if self._room(stripe, capacity) <= 0:
+            raise self._full(capacity)
+        return self.stripes.insert_held(stripe, hash_, value, self._place_of)
 
     def _place_of(self, column: int) -> Place:
         return Place(*self.attachment.commit_column(column))
@@ -141,6 +140,9 @@ class HoldingStore(Store):
 
     def lookup(self, value: bytes) -> TopicRef:
         """The ref of a value, or 0; it is not held. May miss one that is being inserted at this instant."""
+        if not self._row_is_clean:  # once in a forked child
+            with suppress(PoolBusyError):
+                self._clean_row()
         hash_ = self._hash(value)
         stripe = hash_ * self._stripe_count >> 64
         while True:
@@ -162,13 +164,14 @@ class HoldingStore(Store):
         return TopicRef(origin + handle)
 
     def _read(self, stripe: int, body: "Callable[[*Ts], T]", *args: *Ts) -> T:
-        return self.locks[stripe].run(body, *args) if READS_LOCK else body(*args)
+        if not READS_LOCK:
+            return body(*args)
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
+        return self.locks[stripe].run(body, *args)
 
     def resolve(self, ref: int) -> bytes:
         """The value of a ref, held or not. Raises StaleRefError, PoolCorruptError for a damaged value."""
-        held = self.by_ref.get(ref)  # type: ignore[call-overload]
-        if held:
-            return bytes(held[3])
         record = self._record_of(ref)
         return self._read(self.constants.geometry.stripe_of(record.hash), self._resolve, ref, record)
 
@@ -217,40 +220,38 @@ class HoldingStore(Store):
 
     def release(self, ref: TopicRef) -> None:
         """Give one hold of this process back. Raises NotHeldError, StaleRefError; nothing was changed then."""
-        with suppress(PoolBusyError):
-            self._catch_up()
+        if self._is_inside():
+            if self.count_of(ref) <= self._unreleased.count(ref):
+                raise self._not_held(ref)
+            self._unreleased.append(ref)  # for the next operation
+            return
+        self._catch_up()
         self._release(ref)
-        with suppress(PoolBusyError):
-            self._trim()
+        self._trim()
+
+    def _is_inside(self) -> bool:
+        """Whether this is a signal handler or finalizer inside an operation of its own thread, which may have any stripe's lock.
+
+        It must not wait for another: two processes whose finalizers give back what is in each other's stripe would wait for ever.
+        """
+        return self._reaping._is_owned() or any(map(ByteLock.is_mine, self.locks))  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _release(self, ref: TopicRef) -> None:
         record = self._record_of(ref)
         stripe = self.constants.geometry.stripe_of(record.hash)
-        try:
-            self.locks[stripe].run(self._give_back, stripe, ref)
-        except PoolBusyError:
-            # A finalizer or signal handler inside an operation of its own thread. Nobody can be waited for; the next operation
-            # does it instead.
-            if not self.count_of(ref):
-                raise self._not_held(ref) from None
-            self._unreleased.append(ref)
+        self.locks[stripe].run(self._give_back, stripe, ref)
 
     def _give_back(self, stripe: int, ref: TopicRef) -> None:
+        entry = self.held.drop(ref, read_value(self.segment, self._record_of(ref)))
+        if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
+            return
         self.stripes.recover(stripe)
         record = self._record_of(ref)
         column = self.stripes.column(record)
-        # No hold can be added without the lock from here on.
-        entry = self.by_ref.get(ref)
-        if entry:
-            self.by_value.pop(entry[3], None)
-            self.by_ref.pop(ref, None)
-        elif not self.stripes.points_at(record):
+        if not entry and not self.stripes.points_at(record):
             raise self._stale(ref)  # bytes inside a value that imitate a record, and may name the column of what is held
-        elif not self.attachment.holds_at(column):
+        if not entry and not self.attachment.holds_at(column):
             raise self._not_held(ref)
-        else:
-            # Added between the two steps of another thread's `_forget`, it may be remembered by its value alone.
-            self.by_value.pop(read_value(self.segment, record), None)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
             raise self._not_held(ref)
 
@@ -272,7 +273,7 @@ class HoldingStore(Store):
             raise self._stale(ref)
         return tuple(
             Holder(row, words[row_word(self.segment, row) + PID], is_live(self.segment, row, own_row), count)
-            for row, count in holds_of(self.segment, self.stripes.column(record))
+            for row, count in holds_of(self.segment, self.stripes.column(record), self.stripes.epoch)
         )
 
     def _catch_up(self) -> None:
@@ -285,24 +286,34 @@ class HoldingStore(Store):
         if self.constants.policy.ttl_ns:
             self._sweep()
 
-    def _clean_row(self) -> None:
-        """The row may have been a killed process's, and its holds be there yet: before one is added they are given back.
+    # ---- killed processes
 
-        A forked child does that with its first operation, for within the fork it must wait for no lock.
-        """
-        self.reaped += self._reap_row(self.attachment.row)
-        self._row_is_clean = True
+    def _clean_row(self) -> None:
+        """Give back what the process before held whose row this is, before this one has any: once, or a second thread, or a
+        signal handler, would take this process's own first holds for that one's."""
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
+        with self._reaping:
+            self._reap_own_row()
         self._trim()
 
-    # ---- killed processes
+    def _reap_own_row(self) -> int:
+        if self._row_is_clean:
+            return 0
+        count = self._reap_row(self.attachment.row)
+        self._row_is_clean = True
+        self.reaped += count
+        return count
 
     def reap(self) -> int:
         """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
         self.check_open()
-        if self._reaping._is_owned() or not self._reaping.acquire(blocking=False):  # type: ignore[attr-defined]  # noqa: SLF001
+        if self._is_inside() or not self._reaping.acquire(blocking=False):
             return 0
         try:
-            return sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            count = self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
+            return count
         finally:
             self._reaping.release()
 
@@ -318,7 +329,6 @@ class HoldingStore(Store):
         finally:
             unlock(self.segment.fd, byte)
         self.reaped += count
-        self._trim()
         return count
 
     def _reap_row(self, row: int) -> int:
@@ -413,7 +423,7 @@ class HoldingStore(Store):
         self.check_open()
         if self._flushing._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - a signal handler's, inside a flush
             return
-        with suppress(PoolBusyError):
+        if not self._is_inside():
             self._catch_up()
         with self._flushing:
             self.uses = self._uses_gone + self.attachment.uses_total()
@@ -426,8 +436,7 @@ class HoldingStore(Store):
         return self.stripes.frees, self.stripes.evictions, self.reaped
 
     def _forget(self) -> None:
-        self.by_value.clear()
-        self.by_ref.clear()
+        self.held.clear()
 
     def empty_cache(self) -> None:
         self._forget()
@@ -441,6 +450,8 @@ class HoldingStore(Store):
         self._oldest.clear()
 
     def _give_back_all(self) -> None:
+        for lock in self.locks:
+            lock.shut_out(bool)  # threads that are inside come to an end, and with `closed` set no other takes a hold
         self._forget()
         with suppress(PoolError):  # of a damaged pool they stay, as a killed process's do
             self._reap_row(self.attachment.row)

@@ -145,6 +145,7 @@ INTENT_INSERT: Final = 1
 INTENT_TAKE_CHUNK: Final = 2
 INTENT_REUSE: Final = 3
 INTENT_SETTLE: Final = 4
+INTENT_REBUILD: Final = 5
 # A word of the ledger of uses: the record's generation << 48 | uses. Those of another generation are of a topic that went.
 USES_TAG_SHIFT: Final = 48
 USES_MASK: Final = (1 << 48) - 1
@@ -297,7 +298,9 @@ class Geometry:
 
     @cached_property
     def max_table_bits(self) -> int:
-        return max(MIN_TABLE_BITS, (self.stripe_capacity * 4 // 3).bit_length())
+        # Where topics go a full table is half full, so that it has room for tombstones too: with as many as it has topics between
+        # two rebuilds, those cost each insert a fraction of what it costs itself.
+        return max(MIN_TABLE_BITS, (self.stripe_capacity * 2 if self.reuses else self.stripe_capacity * 4 // 3).bit_length())
 
     @cached_property
     def ordinal_count(self) -> int:

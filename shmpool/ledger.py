@@ -65,12 +65,12 @@ def ledger_size(segment: Segment, row: int, field: int = LEDGER) -> int:
     return size if epoch == _epoch(segment) else 0
 
 
-def commit_ledger(segment: Segment, row: int, size: int, field: int = LEDGER) -> int:
-    """Commit a row's ledger to at least `size` bytes and publish how far; returns that. Raises PoolFullError."""
+def prepare_ledger(segment: Segment, row: int, size: int, field: int = LEDGER) -> tuple[int, int, int]:
+    """Commit a row's ledger to at least `size` bytes; returns how far, and the word and the content that publish it. Raises
+    PoolFullError."""
     size = -(-size // PAGE_SIZE) * PAGE_SIZE
     segment.commit(ledger_word(segment, row, field) * WORD_SIZE, size)
-    segment.words[row_word(segment, row) + field] = seal(_epoch(segment), size)
-    return size
+    return size, row_word(segment, row) + field, seal(_epoch(segment), size)
 
 
 def clear_stale_ledger(segment: Segment, row: int, field: int = LEDGER) -> int:
@@ -116,15 +116,15 @@ def holding_rows(segment: Segment) -> list[int]:
     """The rows that ever had a hold, whoever they belong to. About 2 us."""
     geometry = segment.constants.geometry
     rows = np.frombuffer(segment.words, np.uint64, geometry.process_count * PROCESS_WORDS, row_word(segment, 0) * WORD_SIZE)
-    return np.flatnonzero(rows[HOLDS::PROCESS_WORDS]).tolist()
+    found: list[int] = rows[HOLDS::PROCESS_WORDS].nonzero()[0].tolist()
+    return found
 
 
-def holds_of(segment: Segment, column: int) -> list[tuple[int, int]]:
+def holds_of(segment: Segment, column: int, epoch: int) -> list[tuple[int, int]]:
     """The rows that hold a column's topic, and how often each. Exact for who holds its stripe's lock. About 2 us and 1 us a row.
 
     A damaged word of a row is an error: a topic that might be held must not be freed.
     """
-    epoch = _epoch(segment)
     found = []
     for row in holding_rows(segment):
         content = unseal(segment.words[row_word(segment, row) + HOLDS])
@@ -152,7 +152,8 @@ def fold(segment: Segment, row: int) -> None:
         return
     size = ledger_size(segment, row)
     if clear_stale_ledger(segment, -1) < size:
-        commit_ledger(segment, -1, size)
+        _, word, content = prepare_ledger(segment, -1, size)
+        words[word] = content
     serial = (words[FOLD_WORD] >> _FOLD_SERIAL_SHIFT) + 1 & 0xFFFFFF
     words[FOLD_WORD] = serial << _FOLD_SERIAL_SHIFT | (row + 1)
     finish_fold(segment)

@@ -23,7 +23,7 @@ from shmpool.errors import PoolBusyError, PoolCorruptError, PoolExistsError, Poo
 from shmpool.holding import Holder, HoldingStore
 from shmpool.inspection import Finding, PoolStats, TopicCount, read_stats
 from shmpool.layout import TopicRef
-from shmpool.lock import Semaphores, own_mark
+from shmpool.lock import Semaphores
 from shmpool.policy import Policy
 from shmpool.reuse import Clock
 from shmpool.segment import Segment
@@ -335,9 +335,9 @@ class Pool:
 
         Raises ValueError for another order, and for "holds" where the policy is `forever`, which counts none.
         """
-        orders = ("uses", "holds") if self.policy.counts_holds else ("uses",)
-        if by not in orders:
-            raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; under policy {self.policy} it goes by {orders}")
+        if by != "uses" and not (by == "holds" and self.policy.counts_holds):
+            counted = "'uses' and 'holds'" if self.policy.counts_holds else "only 'uses'"
+            raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; under {self.policy} it counts {counted}")
         self._store.flush()
         return self._store.top(k, by)
 
@@ -423,55 +423,21 @@ class HoldingPool(Pool):
 
     def __init__(self, store: HoldingStore) -> None:
         super().__init__(store)
-        self._by_value = store.by_value  # both stay the same for good
-        self._by_ref = store.by_ref
-        self._words = store.segment.words
-
-    # Hot paths, where this process holds the topic already. Between what they look up and the last word they store, Python calls
-    # nothing and jumps nowhere back: only there does it switch threads or run signal handlers (CPython 3.11 to 3.13;
-    # test_holds.py looks at the byte code), so no count is lost, and none is added to a topic whose last hold just went.
+        hot = store.held.hot()
+        self._take, self._give, self._use = hot.take, hot.give, hot.use
+        self._by_ref = store.held.by_ref  # stays the same for good
 
     def intern(self, value: bytes) -> TopicRef:
-        try:
-            ref, holds, uses, _ = self._by_value[value]
-        except KeyError:
-            pass
-        except (TypeError, ValueError):
-            self._refuse_type(value)
-        else:
-            if own_mark[0]:  # else forked past the hooks: these are the parent's words
-                words = self._words
-                words[holds] += 1
-                words[uses] += 1
-                return ref
-        return self._intern(value, self._capacity)
+        ref = self._take(value)
+        return self._intern(value, self._capacity) if ref is None else ref
 
     def admit(self, value: bytes) -> TopicRef:
-        try:
-            ref, holds, uses, _ = self._by_value[value]
-        except KeyError:
-            pass
-        except (TypeError, ValueError):
-            self._refuse_type(value)
-        else:
-            if own_mark[0]:
-                words = self._words
-                words[holds] += 1
-                words[uses] += 1
-                return ref
-        return self._intern(value, self._capacity - self.constants.reserve)
+        ref = self._take(value)
+        return self._intern(value, self._capacity - self.constants.reserve) if ref is None else ref
 
     def release(self, ref: TopicRef) -> None:
-        try:
-            holds = self._by_ref[ref][1]
-        except (KeyError, TypeError):
-            pass
-        else:
-            words = self._words
-            count = words[holds]
-            if count > 1 and own_mark[0]:
-                words[holds] = count - 1
-                return
+        if self._give(ref):
+            return
         store = self._store
         store.check_open()
         try:
@@ -481,17 +447,8 @@ class HoldingPool(Pool):
             raise
 
     def lookup(self, value: bytes) -> TopicRef | None:
-        try:
-            ref, _, uses, _ = self._by_value[value]
-        except KeyError:
-            pass
-        except (TypeError, ValueError):
-            self._refuse_type(value)
-        else:
-            if own_mark[0]:
-                self._words[uses] += 1
-                return ref
-        return super().lookup(value)
+        ref = self._use(value)
+        return super().lookup(value) if ref is None else ref
 
     def resolve(self, ref: TopicRef) -> bytes:
         try:

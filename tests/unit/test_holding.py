@@ -131,7 +131,7 @@ def test_a_topic_held_anew_while_another_thread_forgets_all_is_not_handed_out_on
     with Pool.create(pool_name, policy=Policy.refcount()) as first:
         store = store_of(first)
         assert isinstance(store, HoldingStore)
-        store.by_value = Interrupted()
+        store.held.by_value = Interrupted()
         pool = HoldingPool(store)
         Interrupted.acts.append(lambda: pool.intern(b"topic"))
         store.empty_cache()
