@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine
 from shmpool import Policy, Pool, PoolError
 from shmpool.arena import read_value
 from tests.lifecycles import Lifecycles
-from tests.unit.inside import store_of
+from tests.unit.inside import engine_chosen, store_of
 from tests.unit.processes import Forked
 
 SPARES = 4
@@ -60,8 +60,8 @@ class Spare:
         self.pid = self.child.pid
         self.row = -1
 
-    def attach(self, name: str, cache_size: int) -> None:
-        self.child.say((name, cache_size))
+    def attach(self, name: str, cache_size: int, engine: str) -> None:
+        self.child.say((name, cache_size, engine))
         self.row = self.child.hear()
 
     def do(self, method: str, *arguments: object) -> Result:
@@ -82,12 +82,17 @@ class Spare:
 
 
 def _serve(connection: Connection, clock: Clock) -> None:
-    name, cache_size = connection.recv()
-    with Pool.attach(name, cache_size=cache_size, clock=clock) as pool:
+    name, cache_size, engine = connection.recv()
+    with attach_with(engine, name, cache_size, clock) as pool:
         connection.send(store_of(pool).attachment.row)
         while message := connection.recv():
             method, arguments = message
             connection.send(call(pool, method, arguments))
+
+
+def attach_with(engine: str, name: str, cache_size: int, clock: Clock) -> Pool:
+    with engine_chosen(engine):
+        return Pool.attach(name, cache_size=cache_size, clock=clock)
 
 
 def call(pool: Pool, method: str, arguments: tuple[Any, ...]) -> Result:

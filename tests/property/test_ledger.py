@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from shmpool import Policy, Pool
 from shmpool.layout import LEDGER, PID, USES_MASK, USES_TAG_SHIFT, WORD_SIZE
-from shmpool.ledger import Snapshot, commit_ledger, fold, ledger_word, row_word, take_snapshot
+from shmpool.ledger import Snapshot, fold, ledger_word, prepare_ledger, row_word, take_snapshot
 from shmpool.segment import Segment
 from tests.unit.inside import store_of
 
@@ -36,7 +36,8 @@ def seen(snapshot: Snapshot) -> dict[int, tuple[int, int]]:
 
 def write(segment: Segment, row: int, ledger: dict[int, tuple[int, int]]) -> None:
     if ledger:
-        commit_ledger(segment, row, (max(ledger) + 1) * WORD_SIZE)
+        _, word, content = prepare_ledger(segment, row, (max(ledger) + 1) * WORD_SIZE)
+        segment.words[word] = content
     for column, (generation, uses) in ledger.items():
         segment.words[ledger_word(segment, row) + column] = generation << USES_TAG_SHIFT | uses
     segment.words[row_word(segment, row) + PID] = 1
