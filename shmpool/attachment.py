@@ -68,6 +68,13 @@ class Attachment:
             self._commit_uses(size)
         return self.holds_word + column, self._ledger_word + column
 
+    @property
+    def ledgers(self) -> tuple[int, int, int, int]:
+        """The words at which this process's ledgers of holds and of uses start, each with how many columns are committed."""
+        return (
+            self.holds_word, self._holds_committed // WORD_SIZE, self._ledger_word, self._ledger_committed // WORD_SIZE
+        )
+
     # Threads, and signal handlers, may commit more while one commits less: what was published must not shrink, or nobody would
     # see the holds beyond it, and their topics would be freed. Between the look at how far it is and the stores Python calls
     # nothing, so that nobody comes between (see held.py).

@@ -39,7 +39,7 @@ from shmpool.layout import (
 from shmpool.ledger import holding_rows, holds_of, ledger_word, read_holds, row_word
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, try_lock, unlock
-from shmpool.reuse import Clock, Place, ReusingStripes
+from shmpool.reuse import Clock, Ledgers, Place, ReusingStripes
 from shmpool.store import BATCH, Refs, Store
 
 Ts = TypeVarTuple("Ts")
@@ -71,7 +71,9 @@ class HoldingStore(Store):
         self._clock = clock
         self.held = Held(seat.segment.words, cache_size)
         super().__init__(seat, cache_size)
-        with suppress(PoolError):  # of a damaged pool; else now, or they would stay as long as this process does nothing
+        # At once: a process that only looks topics up would keep a killed one's from going for as long as it lives, and their
+        # holds would seem its own. Where the pool is damaged, the first operation that needs it tells.
+        with suppress(PoolError):
             self._clean_row()
 
     def _make_stripes(self, grow_lock: ByteLock) -> ReusingStripes:
@@ -95,30 +97,44 @@ class HoldingStore(Store):
         if self._is_inside():
             self.seat.gate.refuse_reentry()
         self._catch_up()
-        hash_ = self._hash(value)
-        stripe = hash_ * self._stripe_count >> 64
-        while True:
-            try:
-                return self.locks[stripe].run(self._hold, stripe, hash_, value, capacity)
-            except PoolFullError:
-                if not self._make_room(stripe, value, capacity):
-                    raise
+        engine = self.stripes.engine
+        stripe = engine.stripe(value) if engine else self._hash(value) * self._stripe_count >> 64
+        taken: list[int] = []
+        try:
+            while True:
+                try:
+                    return self.locks[stripe].run(self._hold, stripe, value, capacity, taken)
+                except PoolFullError:
+                    if not self._make_room(stripe, value, capacity):
+                        raise
+        except BaseException:
+            # A signal handler's, on the way out: nobody got the ref, so nobody would ever give the hold back.
+            for handle in taken:
+                with suppress(PoolError, ValueError):  # went with a reset, or the pool was closed, by another thread
+                    self._release(TopicRef(self.stripes.origin + handle))
+            raise
 
-    def _hold(self, stripe: int, hash_: int, value: bytes, capacity: int) -> TopicRef:
+    def _hold(self, stripe: int, value: bytes, capacity: int, taken: list[int]) -> TopicRef:
+        """Hold a value, or insert it held; its handle comes into `taken` with the hold, before any signal handler can run."""
         if self.closed:
             self.check_open()
         stripes = self.stripes
-        stripes.recover(stripe)
-        got = stripes.hold(stripe, hash_, value, self._place_of)
-        if got is None:
-            if self._room(stripe, capacity) <= 0:
-                raise self._full(capacity)
-            got = stripes.insert_held(stripe, hash_, value, self._place_of)
-        handle, place = got
+        may_insert = self._room(stripe, capacity) > 0
+        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), taken, may_insert=may_insert)
+        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity, taken)
         ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
         self._count_use(place.uses, handle >> GENERATION_SHIFT)
         self.held.add((ref, place.holds, place.uses, value))
         return ref
+
+    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int, taken: list[int]) -> tuple[int, Place]:
+        self.stripes.recover(stripe)
+        held = self.stripes.hold(stripe, hash_, value, self._place_of, taken)
+        if held:
+            return held
+        if self._room(stripe, capacity) <= 0:
+            raise self._full(capacity)
+        return self.stripes.insert_held(stripe, hash_, value, self._place_of, taken)
 
     def _place_of(self, column: int) -> Place:
         return Place(*self.attachment.commit_column(column))
@@ -236,10 +252,15 @@ class HoldingStore(Store):
         self.locks[stripe].run(self._give_back, stripe, ref)
 
     def _give_back(self, stripe: int, ref: TopicRef) -> None:
+        entry = self.held.drop(ref, read_value(self.segment, self._record_of(ref)))
+        if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
+            return
         self.stripes.recover(stripe)
         record = self._record_of(ref)
         column = self.stripes.column(record)
-        if not self.held.drop(ref, read_value(self.segment, record)) and not self.attachment.holds_at(column):
+        if not entry and not self.stripes.points_at(record):
+            raise self._stale(ref)  # bytes inside a value that imitate a record, and may name the column of what is held
+        if not entry and not self.attachment.holds_at(column):
             raise self._not_held(ref)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
             raise self._not_held(ref)
@@ -257,9 +278,12 @@ class HoldingStore(Store):
     def holders(self, ref: int) -> tuple[Holder, ...]:
         """Who holds a ref, and how often. Raises StaleRefError."""
         words, own_row = self.segment.words, self.attachment.row
+        record = self._record_of(ref)
+        if not self.stripes.points_at(record):
+            raise self._stale(ref)
         return tuple(
             Holder(row, words[row_word(self.segment, row) + PID], is_live(self.segment, row, own_row), count)
-            for row, count in holds_of(self.segment, self.stripes.column(self._record_of(ref)), self.stripes.epoch)
+            for row, count in holds_of(self.segment, self.stripes.column(record), self.stripes.epoch)
         )
 
     def _catch_up(self) -> None:
@@ -281,6 +305,7 @@ class HoldingStore(Store):
             self.seat.gate.refuse_reentry()
         with self._reaping:
             self._reap_own_row()
+        self._trim()
 
     def _reap_own_row(self) -> None:
         if not self._row_is_clean:
@@ -297,7 +322,9 @@ class HoldingStore(Store):
         try:
             self._reap_own_row()
             own, self._reaped_own = self._reaped_own, 0
-            return own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            count = own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
+            return count
         finally:
             self._reaping.release()
 
@@ -313,7 +340,6 @@ class HoldingStore(Store):
         finally:
             unlock(self.segment.fd, byte)
         self.reaped += count
-        self._trim()
         return count
 
     def _reap_row(self, row: int) -> int:
@@ -341,7 +367,8 @@ class HoldingStore(Store):
         if not self.constants.policy.keeps_unheld:
             return False
         if self.stripes.total() >= capacity:
-            return self._evict_oldest()
+            # To evict helps only if all that is needed can go: an `admit` that fails must not cost what nobody holds now.
+            return self.stripes.total() - self.stripes.unheld_total() < capacity and self._evict_oldest()
         # It is this stripe that is full, or there is no more memory: then only a space of the same class helps.
         is_full = self.stripes.count(stripe) >= self.constants.geometry.stripe_capacity
         stamps, offsets = self.stripes.unheld(stripe)
@@ -428,9 +455,10 @@ class HoldingStore(Store):
 
     # ---- the whole pool
 
-    def _before_reset(self) -> None:
-        self._uses_gone += self.attachment.uses_total()
+    def _start_over(self, uses: int) -> None:
+        self._uses_gone += uses
         self._unreleased.clear()
+        self._oldest.clear()
 
     def _give_back_all(self) -> None:
         for lock in self.locks:
@@ -438,3 +466,5 @@ class HoldingStore(Store):
         self._forget()
         with suppress(PoolError):  # of a damaged pool they stay, as a killed process's do
             self._reap_row(self.attachment.row)
+            self._trim()
+        self._publish_counters()  # what went with these holds, too, was freed by this process

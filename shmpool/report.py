@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool import segment as segments
-from shmpool.arena import Record
+from shmpool.arena import Chunk, Record
 from shmpool.errors import PoolCorruptError, PoolError, PoolNotFoundError
 from shmpool.inspection import (
     Counters,
@@ -30,6 +30,7 @@ from shmpool.layout import (
     GROWTHS,
     INTENT,
     INTENT_INSERT,
+    INTENT_REBUILD,
     INTENT_REUSE,
     INTENT_SETTLE,
     INTENT_SHIFT,
@@ -39,8 +40,12 @@ from shmpool.layout import (
     RECORD_SIZE,
     ROLLBACKS,
     ROLLFORWARDS,
+    SHELF_WORDS,
     STRIPE_BYTES,
     STRIPE_WORDS,
+    TAKEOVERS_SHIFT,
+    TOMBSTONES,
+    WAITS,
     WORD_SIZE,
 )
 from shmpool.ledger import Snapshot
@@ -53,7 +58,12 @@ from shmpool.view import Header, View, open_view
 
 PoolState = Literal["in use", "idle", "abandoned", "damaged", "other version", "no pool", "unreadable"]
 _INTENTS: Final = {
-    0: "", INTENT_INSERT: "insert", INTENT_TAKE_CHUNK: "take a chunk", INTENT_REUSE: "insert", INTENT_SETTLE: "hold or free"
+    0: "",
+    INTENT_INSERT: "insert",
+    INTENT_TAKE_CHUNK: "take a chunk",
+    INTENT_REUSE: "insert",
+    INTENT_SETTLE: "hold or free",
+    INTENT_REBUILD: "rebuild",
 }
 
 
@@ -81,10 +91,13 @@ class StripeReport:
     stripe: int
     topics: int
     slots: int
+    tombstones: int
     load: float
     probe_mean: float
     probe_max: int
     growths: int
+    waits: int
+    takeovers: int
     rollbacks: int
     rollforwards: int
     intent: str
@@ -117,6 +130,7 @@ class Report:
     total: Counters | None = None
     gate_locked: bool = False
     grow_locked: bool = False
+    chunks: list[Chunk] = field(default_factory=list)  # those that are taken, in the arena's order
     stripes: list[StripeReport] = field(default_factory=list)
     probe_lengths: list[int] = field(default_factory=list)
     processes: list[ProcessReport] = field(default_factory=list)
@@ -212,13 +226,13 @@ def _add_rows(report: Report, view: View) -> Stripes | None:
 
 def _add_fill(report: Report, stripes: Stripes) -> None:
     constants, geometry = stripes.segment.constants, stripes.geometry
-    used = committed = 0
+    committed = 0
     with noting(report.problems):
-        used, committed = sum(chunk.used for chunk in read_chunks(stripes)), stripes.limit()
+        report.chunks, committed = list(read_chunks(stripes)), stripes.limit()
     report.fill = Fill(
         topics=sum(_count(stripes, stripe) for stripe in range(geometry.stripe_count)),
         capacity=geometry.capacity,
-        arena_used_size=used,
+        arena_used_size=sum(chunk.used for chunk in report.chunks),
         arena_committed_size=committed,
         arena_size=geometry.arena_size,
         inserts=max((process.counters.inserts for process in report.processes if process.state != "dead"), default=0),
@@ -266,10 +280,14 @@ def _add_stripes(report: Report, stripes: Stripes) -> None:
                 stripe=stripe,
                 topics=_count(stripes, stripe),
                 slots=slot_count,
+                tombstones=words[stripes.geometry.shelves_offset // WORD_SIZE + stripe * SHELF_WORDS + TOMBSTONES]
+                if stripes.geometry.reuses and slot_count else 0,
                 load=round(len(lengths) / slot_count, 4) if slot_count else 0.0,
                 probe_mean=round(float(lengths.mean()), 2) if len(lengths) else 0.0,
                 probe_max=int(lengths.max(initial=0)),
                 growths=words[row + GROWTHS],
+                waits=words[row + WAITS] & (1 << TAKEOVERS_SHIFT) - 1,
+                takeovers=words[row + WAITS] >> TAKEOVERS_SHIFT,
                 rollbacks=words[row + ROLLBACKS],
                 rollforwards=words[row + ROLLFORWARDS],
                 intent=_INTENTS.get(intent >> INTENT_SHIFT, f"{intent:#x}, which is none"),

@@ -36,23 +36,23 @@ class CountedDict:
 
     def __init__(self) -> None:
         self._refs: dict[bytes, int] = {}
-        self._held: dict[int, list[object]] = {}
+        self._held: dict[int, tuple[bytes, list[int]]] = {}
         self._next = 1
 
     def intern(self, value: bytes) -> int:
         ref = self._refs.get(value)
         if ref is None:
             ref = self._refs[value] = self._next
-            self._held[ref] = [value, 0]
+            self._held[ref] = (value, [0])
             self._next += 1
-        self._held[ref][1] += 1  # type: ignore[operator]
+        self._held[ref][1][0] += 1
         return ref
 
     def release(self, ref: int) -> None:
-        entry = self._held[ref]
-        entry[1] -= 1  # type: ignore[operator]
-        if not entry[1]:
-            del self._held[ref], self._refs[entry[0]]  # type: ignore[arg-type]
+        value, count = self._held[ref]
+        count[0] -= 1
+        if not count[0]:
+            del self._held[ref], self._refs[value]
 
 
 def time_pairs(pool: "Pool | CountedDict", values: list[bytes]) -> float:
@@ -97,9 +97,10 @@ def churn(name: str) -> Callable[[], Figures]:
         "ttl_churn_us": Pool.create(f"{name}-churn-ttl", policy=Policy.ttl(seconds=0.05)),
     }
     rival = CountedDict()
-    for pool in (*pools.values(), rival):
+    contestants: list[Pool | CountedDict] = [*pools.values(), rival]
+    for contestant in contestants:
         for value in topics(LIVE):
-            pool.intern(value)
+            contestant.intern(value)
     for pool in list(pools.values())[2:5]:
         time_pairs(pool, topics(CHURN, salt=1))
     rounds = iter(range(2, 1 << 30))
