@@ -1,6 +1,7 @@
 """Hold and give back millions of topics, of which a thousand live at any time, and watch that nothing grows.
 
-    python -m tools.churn [--pairs N] [--processes N] [--readers N] [--live N] [--policy POLICY] [--seed N] [--json] [--save]
+    python -m tools.churn [--pairs N] [--processes N] [--readers N] [--live N] [--policy POLICY]
+                          [--seed N] [--json] [--save]
 
 Exit status 0 if every figure is flat, by the rule of tools/flatness.py, no reader was given wrong bytes and nothing is left in the
 end; 1 if not; 130 after Ctrl-C.
@@ -35,7 +36,13 @@ PLAIN_WIDTH: Final = 100
 # now and then one of these has more than ever before: that is some spaces. A leak in every hundredth pair would be 160 in the
 # shortest run. How many tombstones there are just then is chance too: a rebuild drops them all.
 RISE: Final = {
-    "memory_kib": 64.0, "arena_kib": 12.0, "spaces": 120.0, "slots": 2048.0, "tombstones": 300.0, "miss_mean": 6.0, "miss_p99": 80.0,
+    "memory_kib": 64.0,
+    "arena_kib": 12.0,
+    "spaces": 120.0,
+    "slots": 2048.0,
+    "tombstones": 300.0,
+    "miss_mean": 6.0,
+    "miss_p99": 80.0,
 }
 
 
@@ -116,7 +123,7 @@ def describe(
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="churn", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=10_000_000, help="of intern and release, by all together; default %(default)s")
+    parser.add_argument("--pairs", type=int, default=10_000_000, help="of intern and release; default %(default)s")
     parser.add_argument("--processes", type=int, default=3, help="that hold and give back; default %(default)s")
     parser.add_argument("--readers", type=int, default=2, help="that look up and resolve beside them; default %(default)s")
     parser.add_argument("--live", type=int, default=1000, help="topics at any time; default %(default)s")

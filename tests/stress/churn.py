@@ -115,7 +115,8 @@ def look_at(churn: Churn, started_s: float) -> Sample:
     shelves = [stripes.shelf(stripe) for stripe in range(churn.plan.stripe_count)]
     tables = [stripes.table(stripe) for stripe in range(churn.plan.stripe_count)]
     tables = [table for table in tables if table.bits >= 0]
-    misses = np.concatenate([miss_lengths(read_table(segment.words, table.word, 1 << table.bits)) for table in tables] or [[0]])
+    searches = [miss_lengths(read_table(segment.words, table.word, 1 << table.bits)) for table in tables]
+    misses = np.concatenate(searches or [np.zeros(1, np.int64)])
     stats = pool.stats()
     return {
         "elapsed_s": time.monotonic() - started_s,
