@@ -1,6 +1,6 @@
 """Churn: processes that hold and give back, so that topics come and go as fast as they can; and readers beside them.
 
-As many topics live at any time as there are places; each place has a sequence of topics of one size, and a word says which one is
+As many topics live at any time as there are places, beside some that stay; each place has a sequence of topics of one size, and a word says which one is
 there. So a reader knows what to ask for, and may find it, miss it, or see it go; but never as other bytes.
 """
 
@@ -24,6 +24,7 @@ from tests.unit.inside import store_of
 from tests.unit.processes import Forked
 
 _TURN: Final = 64  # pairs, or looks, between two looks at whether it is over
+KEPT: Final = 50  # topics that are held all the time, so that nobody ever misses them, however often tables are built anew
 LONGEST: Final = 110  # bytes of a value
 
 
@@ -59,6 +60,7 @@ class Churn:
         self.pairs = SharedWords(plan.writers).words
         self.looks = SharedWords(max(plan.readers, 1) * 3).words  # right, stale, missed
         self.is_over = SharedWords(1).words
+        self.kept = {value: pool.intern(value) for value in (b"/kept/%d" % number for number in range(KEPT))}
 
     def write(self, writer: int) -> None:
         plan, rng = self.plan, random.Random(f"writer {self.plan.seed} {writer}")
@@ -78,6 +80,8 @@ class Churn:
                 if self.is_over[0]:
                     break
         self.pairs[writer] = done + 1
+        while min(self.pairs) < share and not self.is_over[0]:  # the others go on over as many topics as before
+            time.sleep(0.001)
         for ref in refs.values():
             release(ref)
 
@@ -85,6 +89,9 @@ class Churn:
         rng, tally = random.Random(f"reader {self.plan.seed} {reader}"), Counter[int]()
         lookup, resolve = self.pool.lookup, self.pool.resolve
         while not self.is_over[0]:
+            for value, ref in self.kept.items():
+                if lookup(value) != ref or resolve(ref) != value:
+                    raise WrongBytesError(f"{value!r} was held all the time, and was missed or another")
             for _ in range(_TURN):
                 place = rng.randrange(self.plan.live)
                 value = value_of(place, self.serials[place])
@@ -158,7 +165,7 @@ def churn(
                 if any(reader.has_spoken_within(0) for reader in members[plan.writers :]):
                     break  # it has failed
                 time.sleep(0.002)
-                if sum(state.pairs) >= len(taken) * plan.pairs // samples:
+                if len(taken) * plan.pairs // samples <= sum(state.pairs) < plan.pairs:
                     taken.append(look_at(state, started_s))
                     on_progress(taken[-1])
             state.is_over[0] = 1
@@ -168,6 +175,7 @@ def churn(
             state.is_over[0] = 1
             for member in members:
                 member.__exit__(None, None, None)
+        pool.release_many(state.kept.values())
         wrong = list(what_is_left(pool))
         tally = Counter({kind: sum(state.looks[place::3]) for place, kind in enumerate(("right", "stale", "missed"))})
         tally["pairs"] = sum(state.pairs)

@@ -5,6 +5,7 @@ Nearly exhaustive: every store of a writer, values in halves, and every read of 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from shmpool import Policy, Pool, StaleRefError, TopicRef, reuse
-from shmpool.arena import make_meta
+from shmpool.arena import make_meta, read_record
 from shmpool.layout import (
     GENERATION_SHIFT,
     MAX_GENERATION,
@@ -26,11 +27,12 @@ from shmpool.layout import (
     TAG_SHIFT,
     seal,
 )
-from shmpool.reuse import ReusingStripes
+from shmpool.reuse import Ledgers, ReusingStripes
 from shmpool.stripe import Stripes
 from tests.stress.film import Camera, Film, watch
-from tests.unit.inside import store_of
+from tests.unit.inside import ENGINES, engine_chosen, store_of
 from tests.unit.processes import in_child
+from tests.unit.stepping import states_at_each_instruction
 
 MOST_CUTS = 6000
 ONE, OTHER = b"one value of thirty-odd bytes..", b"the other, which is as long as."
@@ -55,14 +57,18 @@ def play(name: str, rng: random.Random, policy: Policy, sabotage: Break) -> int:
             for value in given:
                 reader.lookup(value)
             pictures = camera.film(writer, lambda: turn_over(writer, given, neighbour))
-            film = Film(pictures)
-            segment = store_of(reader).segment
-            before = segment.words, segment.data
-            watch(reader, film)
-            try:
-                return sum(1 for _ in cuts(reader, film, len(pictures), rng, held, given))
-            finally:
-                segment.words, segment.data = before
+            return see_cuts(reader, pictures, rng, held, given)
+
+
+def see_cuts(reader: Pool, pictures: list[bytes], rng: random.Random, held: bytes, given: Given) -> int:
+    film = Film(pictures)
+    segment = store_of(reader).segment
+    before = segment.words, segment.data
+    watch(reader, film)
+    try:
+        return sum(1 for _ in cuts(reader, film, len(pictures), rng, held, given))
+    finally:
+        segment.words, segment.data = before
 
 
 def turn_over(writer: Pool, given: Given, neighbour: bytes) -> None:
@@ -142,6 +148,40 @@ def test_a_reader_is_right_at_every_store_of_a_writer_and_every_read_of_its_own(
     pool_name: str, rng: random.Random, policy: Policy
 ) -> None:
     assert in_child(lambda: play(pool_name, rng, policy, bool)) > 1000
+
+
+@pytest.mark.skipif("compiled" not in ENGINES, reason="no compiled engine here")
+def test_a_reader_is_right_at_every_instruction_of_the_compiled_engine_that_stores(pool_name: str, rng: random.Random) -> None:
+    """The same with a writer in C, stopped after each machine instruction."""
+
+    def turn_over_plainly() -> None:
+        """In a child that is stepped, on its parent's row: what a process does under its lock."""
+        for offset, value in ((handle, OTHER), (handle, ONE)):
+            assert stripes.drop_plainly(offset, holds_word)
+            assert stripes.hold_plainly(value, ledgers, [], may_insert=True)
+
+    with Pool.create(
+        pool_name, policy=Policy.refcount(), stripe_count=1, capacity=600, max_value_size=64, process_count=3
+    ) as writer:
+        held, neighbour = same_home(writer)
+        given = {value: [writer.intern(value)] for value in (neighbour, held, ONE)}
+        store = store_of(writer)
+        stripes, ledgers = store.stripes, Ledgers(*store.attachment.ledgers)
+        assert isinstance(stripes, ReusingStripes)
+        handle = given[ONE][0] - stripes.origin
+        holds_word = ledgers.holds_word + stripes.column(read_record(store.segment, handle))
+        next_ref = [TopicRef(given[ONE][0] + (number << GENERATION_SHIFT)) for number in (1, 2)]
+        given[OTHER], given[ONE] = [next_ref[0]], [given[ONE][0], next_ref[1]]
+        with engine_chosen("python"), Pool.attach(pool_name) as reader:
+            for value in given:
+                reader.lookup(value)
+            size = store.segment.constants.geometry.total_size
+
+            pictures = states_at_each_instruction(turn_over_plainly, lambda: os.pread(store.segment.fd, size, 0))
+
+            assert reader.lookup(ONE) == next_ref[1], "the child did not come to its end"
+            assert len(pictures) > 20
+            assert see_cuts(reader, pictures, rng, held, given) > 1000
 
 
 # ---- controls: each must be caught. They break shmpool in a forked child, where nothing has to be put back.
