@@ -1,7 +1,7 @@
 """Churn: processes that hold and give back, so that topics come and go as fast as they can; and readers beside them.
 
-As many topics live at any time as there are places, beside some that stay; each place has a sequence of topics of one size, and a word says which one is
-there. So a reader knows what to ask for, and may find it, miss it, or see it go; but never as other bytes.
+As many topics live at any time as there are places, beside some that stay. Each place has a sequence of topics of one size, and
+a word says which one is there: so a reader knows what to ask for, and may find it, miss it, or see it go; never as other bytes.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Churn:
         rng, tally = random.Random(f"reader {self.plan.seed} {reader}"), Counter[int]()
         lookup, resolve = self.pool.lookup, self.pool.resolve
         while not self.is_over[0]:
-            for value, ref in self.kept.items():
-                if lookup(value) != ref or resolve(ref) != value:
+            for value, kept in self.kept.items():
+                if lookup(value) != kept or resolve(kept) != value:
                     raise WrongBytesError(f"{value!r} was held all the time, and was missed or another")
             for _ in range(_TURN):
                 place = rng.randrange(self.plan.live)

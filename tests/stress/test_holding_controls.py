@@ -37,8 +37,8 @@ def settle_by_ones_own_row() -> None:
 
 def give_the_last_hold_back_without_the_lock() -> None:
     def release(self: HoldingStore, ref: TopicRef) -> None:
-        record = self._record_of(ref)  # noqa: SLF001
-        self._give_back(self.constants.geometry.stripe_of(record.hash), ref)  # noqa: SLF001
+        record = self._record_of(ref)
+        self._give_back(self.constants.geometry.stripe_of(record.hash), ref)
 
     replace(HoldingStore, "_release", release)
 
@@ -66,7 +66,7 @@ def forget_what_is_given_back_by_its_ref_alone() -> None:
 
 def reap_who_lives() -> None:
     def reap_row(self: HoldingStore, row: int) -> int:
-        return 0 if row == self.attachment.row else self._reap_row(row)  # noqa: SLF001
+        return 0 if row == self.attachment.row else self._reap_row(row)
 
     replace(HoldingStore, "_reap_if_gone", reap_row)
 
