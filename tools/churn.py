@@ -1,7 +1,7 @@
 """Hold and give back millions of topics, of which a thousand live at any time, and watch that nothing grows.
 
-    python -m tools.churn [--pairs N] [--processes N] [--readers N] [--live N] [--policy POLICY] [--seed S] [--json]
-                          [--save]
+    python -m tools.churn [--pairs N] [--processes N] [--readers N] [--live N] [--policy POLICY] [--seed S]
+                          [--json] [--save]
 
 Exit status 0 if every figure is flat, by the rule of tools/flatness.py, no reader was given wrong bytes and nothing is left in the
 end; 1 if not; 130 after Ctrl-C.

@@ -242,12 +242,14 @@ def test_what_a_finalizer_or_handler_gives_back_inside_an_operation_is_given_bac
 ) -> None:
     def play() -> int:
         gc.disable()
-        step = {"lookup": 1, "check": 150}.get(operation, 6)
+        step = {"lookup": 1, "check": 150, "reap": 30}.get(operation, 6)
         return each_point(lambda number: try_point(1 + step * (number - 1)))
 
     def try_point(point: int) -> bool:
         with Pool.create(new_pool_name(), policy=Policy.refcount(), stripe_count=2, cache_size=2, process_count=4) as pool:
             kept = pool.intern(b"kept")
+            if operation == "reap":
+                kill_with_holds(pool, DIRTY)
             owners = [Owner(pool, b"owned"), Owner(pool, b"owned")]
             owned, cycles = owners[0].ref, []
             if way != "__del__":
@@ -274,6 +276,7 @@ def test_what_a_finalizer_or_handler_gives_back_inside_an_operation_is_given_bac
             if not was_struck:
                 return False
             pool.release(pool.intern(b"next"))
+            pool.reap()
             with pytest.raises(StaleRefError):
                 pool.resolve(owned)
             held = {pool.resolve(ref): count for ref, count in holds_in(pool).items()}
