@@ -1,10 +1,10 @@
 """Hold and give back millions of topics, of which a thousand live at any time, and watch that nothing grows.
 
-    python -m tools.churn [--pairs N] [--processes N] [--readers N] [--live N] [--policy POLICY] [--seed S]
+    python -m tools.churn [--pairs N] [--processes N] [--readers N] [--live N] [--policy POLICY] [--seed N]
                           [--json] [--save]
 
-Exit status 0 if every figure is flat, by the rule of tools/flatness.py, no reader was given wrong bytes and nothing is left in the
-end; 1 if not; 130 after Ctrl-C.
+Exit status 0 if every figure is flat, by the rule of tools/flatness.py, no reader was given wrong bytes and nothing is left in
+the end; 1 if not; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

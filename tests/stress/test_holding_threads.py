@@ -10,6 +10,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable
+from operator import methodcaller
 
 import pytest
 
@@ -229,9 +230,9 @@ OPERATIONS: dict[str, Callable[[Pool], object]] = {
     "last release": lambda pool: pool.release(pool.intern(b"goes")),
     "lookup": lambda pool: pool.lookup(b"nobody's"),
     "iteration": list,
-    "reap": Pool.reap,
-    "check": Pool.check,
-    "flush": Pool.flush,
+    "reap": methodcaller("reap"),
+    "check": methodcaller("check"),
+    "flush": methodcaller("flush"),
 }
 
 
