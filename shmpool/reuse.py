@@ -75,6 +75,10 @@ from shmpool.table import build, ceiling, find_live, find_slot, free_slot, make_
 
 Clock = Callable[[], int]  # monotonic, in ns; the same in all processes of the pool
 _NO_ORDINAL: Final = META_ORDINAL_MASK
+# An eighth of a table's slots may be tombstones. Beside topics that stay they gather in long runs: when they were let come up to
+# the table's ceiling, a search in vain read 13 slots on average and 24 at worst, against 2. One rebuild in some 800 pairs of hold
+# and release is 0.2 us of each.
+_TOMBSTONE_SHIFT: Final = 3
 
 
 class Ledgers(NamedTuple):
@@ -280,7 +284,8 @@ class ReusingStripes(Stripes):
                 f"pool {self.segment.pool_name!r}: stripe {stripe} holds {words[row + COUNT]} topics and takes no more. Nothing "
                 "was changed. Create the pool with a larger capacity."
             )
-        if words[row + COUNT] + words[shelf + TOMBSTONES] >= ceiling(1 << table.bits):
+        tombstones = words[shelf + TOMBSTONES]
+        if tombstones << _TOMBSTONE_SHIFT >> table.bits or words[row + COUNT] + tombstones >= ceiling(1 << table.bits):
             table = self._rebuild(stripe, table)
         size = space_size(len(value))
         head = self._free_list(stripe, size_class(size))
