@@ -317,14 +317,21 @@ class HoldingStore(Store):
     def reap(self) -> int:
         """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
         self.check_open()
-        if self._is_inside() or not self._reaping.acquire(blocking=False):
+        if self._is_inside():
             return 0
+        taken: list[bool] = []
         try:
+            # One C call takes it and says so. An exception between the two would leave it taken: this thread would seem to be
+            # inside for ever.
+            taken.extend(map(self._reaping.acquire, (False,)))
+            if not taken[0]:
+                return 0
             count = self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
             self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
             return count
         finally:
-            self._reaping.release()
+            if taken and taken[0]:
+                self._reaping.release()
 
     def _reap_if_gone(self, row: int) -> int:
         # Whoever holds the row's byte may write to it; nobody can take the row meanwhile.
