@@ -379,6 +379,8 @@ class ReusingStripes(Stripes):
         offsets = self._live_offsets(stripe)
         arena = np.frombuffer(self.segment.words, np.uint64, self.limit() // WORD_SIZE, self._arena_offset)
         metas = arena[(offsets >> np.uint64(3)).astype(np.int64) + 1]
+        # With no intent, one that is free and has a slot is damaged: to settle it would hide that from `check`.
+        offsets, metas = offsets[metas >= META_LIVE], metas[metas >= META_LIVE]
         ordinals = metas >> np.uint64(META_ORDINAL_SHIFT) & np.uint64(META_ORDINAL_MASK)
         found = (ordinals * np.uint64(self.geometry.stripe_count) + np.uint64(stripe)).tolist()
         place = dict(zip(found, offsets.tolist(), strict=True))
