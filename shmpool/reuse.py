@@ -480,6 +480,7 @@ class ReusingStripes(Stripes):
             chunk = read_chunk(self.segment, offset // self._chunk_size, self.epoch)
             if (
                 not record.live
+                and record.generation < MAX_GENERATION  # or its ref would begin anew, and a stale one be another topic's
                 and record.end - offset == space_size(size)
                 and chunk.owner == stripe
                 and record.end <= offset // self._chunk_size * self._chunk_size + chunk.used
