@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shmpool.arena import Record, make_chunk, make_meta, read_chunk, read_record, size_class, space_size
+from shmpool.arena import Record, make_chunk, make_meta, read_chunk, read_record, size_class, space_size, walk
 from shmpool.engine import make_turnover
 from shmpool.errors import PoolFullError
 from shmpool.layout import (
@@ -75,6 +75,7 @@ from shmpool.table import build, ceiling, find_live, find_slot, free_slot, make_
 
 Clock = Callable[[], int]  # monotonic, in ns; the same in all processes of the pool
 _NO_ORDINAL: Final = META_ORDINAL_MASK
+_WORD_MASK: Final = (1 << 64) - 1
 
 
 class Ledgers(NamedTuple):
@@ -261,7 +262,7 @@ class ReusingStripes(Stripes):
         words[place.holds] += 1
         taken.append(handle)
         words[stamp_word] = 0
-        words[self.shelf(stripe) + UNHELD] -= 1
+        self._add(self.shelf(stripe) + UNHELD, -1)
         words[row + INTENT] = 0
         return handle, place
 
@@ -295,8 +296,8 @@ class ReusingStripes(Stripes):
         handle = read_record(self.segment, offset).generation << GENERATION_SHIFT | offset
         words[place.holds] = 1
         taken.append(handle)
-        words[row + COUNT] += 1
-        words[shelf + TOMBSTONES] -= is_tombstone
+        self._add(row + COUNT, 1)
+        self._add(shelf + TOMBSTONES, -is_tombstone)
         words[row + INTENT] = 0
         self.inserts += 1
         return handle, place
@@ -425,13 +426,13 @@ class ReusingStripes(Stripes):
         if holds_of(self.segment, self.column(record), self.epoch):
             if words[stamp_word]:
                 words[stamp_word] = 0
-                words[shelf + UNHELD] -= 1
+                self._add(shelf + UNHELD, -1)
         elif not self.policy.keeps_unheld:
             self._free(stripe, offset)
             self.frees += 1
         elif not words[stamp_word]:
             words[stamp_word] = max(self.clock(), 1)
-            words[shelf + UNHELD] += 1
+            self._add(shelf + UNHELD, 1)
 
     def _free(self, stripe: int, offset: int) -> None:
         words = self.segment.words
@@ -448,12 +449,12 @@ class ReusingStripes(Stripes):
         stamp_word = self._stamp_word(offset)
         if words[stamp_word]:
             words[stamp_word] = 0
-            words[shelf + UNHELD] -= 1
+            self._add(shelf + UNHELD, -1)
         # Once it is on the list its hash is gone, and its slot before that.
         index = find_slot(words, table.word, mask, make_slot(record.hash, offset), record.hash)
         if index is not None:
-            words[shelf + TOMBSTONES] += remove_slot(words, table.word, mask, index)
-            words[row + COUNT] -= 1
+            self._add(shelf + TOMBSTONES, remove_slot(words, table.word, mask, index))
+            self._add(row + COUNT, -1)
         self._shelve(stripe, record)
 
     def _shelve(self, stripe: int, record: Record) -> None:
@@ -465,6 +466,11 @@ class ReusingStripes(Stripes):
         if words[head] != record.offset | OCCUPIED:
             words[self._arena_word + (record.offset >> 3)] = words[head]
             words[head] = record.offset | OCCUPIED
+
+    def _add(self, word: int, count: int) -> None:
+        """Add to a sum. One that damage made wrong wraps, as it does in C: nothing is to end in its middle for a sum's sake."""
+        words = self.segment.words
+        words[word] = words[word] + count & _WORD_MASK
 
     def shelf(self, stripe: int) -> int:
         """The word at which a stripe's shelf starts."""
@@ -582,7 +588,9 @@ class ReusingStripes(Stripes):
         if operation == INTENT_INSERT:
             forward = self._recover_insert(stripe, place)
         elif operation in (INTENT_REUSE, INTENT_SETTLE):
-            if place % 8 or place % self._chunk_size + RECORD_SIZE > self._used_of(stripe, place // self._chunk_size):
+            # Every record up to there is looked at, which may take some ms: in the middle of one a value would be written over.
+            chunk = place // self._chunk_size
+            if all(record.offset != place for record in walk(self.segment, chunk, self._used_of(stripe, chunk))):
                 raise self._corrupt(f"stripe {stripe}: its intent names arena offset {place}, where no record is")
             forward = operation == INTENT_SETTLE or self._recover_reuse(stripe, place)
         elif operation == INTENT_REBUILD:
