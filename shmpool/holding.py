@@ -38,7 +38,7 @@ from shmpool.layout import (
 )
 from shmpool.ledger import holding_rows, holds_of, ledger_word, read_holds, row_word
 from shmpool.lifetime import Seat
-from shmpool.lock import ByteLock, try_lock, unlock
+from shmpool.lock import ByteLock, run_if_free
 from shmpool.reuse import Clock, Ledgers, Place, ReusingStripes
 from shmpool.store import BATCH, Refs, Store
 
@@ -337,13 +337,7 @@ class HoldingStore(Store):
         # Whoever holds the row's byte may write to it; nobody can take the row meanwhile.
         if row == self.attachment.row or not read_holds(self.segment, row).any():
             return 0
-        byte = PROCESS_BYTES + row
-        try:
-            if not try_lock(self.segment.fd, byte):
-                return 0
-            count = self._reap_row(row)
-        finally:
-            unlock(self.segment.fd, byte)
+        count = run_if_free(self.segment.fd, PROCESS_BYTES + row, self._reap_row, row) or 0
         self.reaped += count
         return count
 
