@@ -88,6 +88,7 @@ class HoldingStore(Store):
         self._next_sweep = 0
         self._reaping = threading.RLock()
         self._row_is_clean = False
+        self._reaped_own = 0  # that nobody was told of
 
     # ---- values and refs
 
@@ -306,16 +307,15 @@ class HoldingStore(Store):
             self._reap_own_row()
         self._trim()
 
-    def _reap_own_row(self) -> int:
-        if self._row_is_clean:
-            return 0
-        count = self._reap_row(self.attachment.row)
-        self._row_is_clean = True
-        self.reaped += count
-        return count
+    def _reap_own_row(self) -> None:
+        if not self._row_is_clean:
+            self._reaped_own = self._reap_row(self.attachment.row)
+            self._row_is_clean = True
+            self.reaped += self._reaped_own
 
     def reap(self) -> int:
-        """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
+        """Give back the holds of processes that are gone; returns how many, with those that this process found in its own row.
+        Never waits for another reaper."""
         self.check_open()
         if self._is_inside():
             return 0
@@ -326,7 +326,9 @@ class HoldingStore(Store):
             taken.extend(map(self._reaping.acquire, (False,)))
             if not taken[0]:
                 return 0
-            count = self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            self._reap_own_row()
+            own, self._reaped_own = self._reaped_own, 0
+            count = own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
             self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
             return count
         finally:
