@@ -3,7 +3,7 @@ its allowance. The first quarter is for warming up.
 """
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,7 +38,9 @@ class Verdict:
         return self.last_quarter <= self.second_quarter + self.allowed
 
 
-def judge(samples: list[dict[str, float]], figures: Iterable[str]) -> list[Verdict]:
+def judge(
+    samples: list[dict[str, float]], figures: Iterable[str], allowed: Mapping[str, float] = ALLOWED
+) -> list[Verdict]:
     """Raises ValueError for fewer than four samples."""
     quarter = len(samples) // 4
     if not quarter:
@@ -48,7 +50,7 @@ def judge(samples: list[dict[str, float]], figures: Iterable[str]) -> list[Verdi
         return statistics.median(sample[figure] for sample in part)
 
     return [
-        Verdict(each, median(samples[quarter : 2 * quarter], each), median(samples[-quarter:], each), ALLOWED[each])
+        Verdict(each, median(samples[quarter : 2 * quarter], each), median(samples[-quarter:], each), allowed[each])
         for each in figures
     ]
 

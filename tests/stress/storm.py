@@ -130,7 +130,10 @@ class Storm:
     def _add(self, pid: int) -> None:
         if pid not in self.members:
             self.pids.add(pid)
-            self.members[pid] = os.pidfd_open(pid)
+            try:
+                self.members[pid] = os.pidfd_open(pid)
+            except ProcessLookupError:
+                raise EndedError(f"process {pid} has ended by itself") from None
 
     def _run(self, body: Body | None, seed: int, mask: set[int | signal.Signals], *, afresh: bool) -> NoReturn:
         status = 1
@@ -245,7 +248,8 @@ class Storm:
         self._stopped.update(pids)
         self.stops += len(pids)
         for pid in pids:
-            signal.pidfd_send_signal(self.members[pid], signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # which the wait below tells
+                signal.pidfd_send_signal(self.members[pid], signal.SIGSTOP)
         for pid in pids:
             self.wait_for_stop(pid)
 
@@ -260,7 +264,10 @@ class Storm:
 
     def go_on(self, pid: int) -> None:
         self._end_stop(pid)
-        signal.pidfd_send_signal(self.members[pid], signal.SIGCONT)
+        try:
+            signal.pidfd_send_signal(self.members[pid], signal.SIGCONT)
+        except ProcessLookupError:
+            raise EndedError(f"process {pid} has ended by itself") from None
 
     def _end_stop(self, pid: int) -> None:
         if pid in self._stopped:

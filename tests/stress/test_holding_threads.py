@@ -10,6 +10,7 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable
+from operator import methodcaller
 
 import pytest
 
@@ -204,7 +205,9 @@ def is_check_point(name: str) -> bool:
     [("words[0] += 1", False), ("words[0] = max(words[0], 1)", True), ("for word in words: pass", True)],
 )
 def test_check_points_are_recognized(code: str, has_one: bool) -> None:
-    assert any(is_check_point(each.opname) for each in list(dis.get_instructions(compile(code, "", "exec")))[1:]) == has_one
+    instructions = list(dis.get_instructions(compile(code, "", "exec")))
+
+    assert any(is_check_point(each.opname) for each in instructions[1:]) == has_one
 
 
 # ---- signal handlers and finalizers
@@ -227,9 +230,9 @@ OPERATIONS: dict[str, Callable[[Pool], object]] = {
     "last release": lambda pool: pool.release(pool.intern(b"goes")),
     "lookup": lambda pool: pool.lookup(b"nobody's"),
     "iteration": list,
-    "reap": Pool.reap,
-    "check": Pool.check,
-    "flush": Pool.flush,
+    "reap": methodcaller("reap"),
+    "check": methodcaller("check"),
+    "flush": methodcaller("flush"),
 }
 
 
@@ -240,12 +243,14 @@ def test_what_a_finalizer_or_handler_gives_back_inside_an_operation_is_given_bac
 ) -> None:
     def play() -> int:
         gc.disable()
-        step = {"lookup": 1, "check": 150}.get(operation, 6)
+        step = {"lookup": 1, "check": 150, "reap": 30}.get(operation, 6)
         return each_point(lambda number: try_point(1 + step * (number - 1)))
 
     def try_point(point: int) -> bool:
         with Pool.create(new_pool_name(), policy=Policy.refcount(), stripe_count=2, cache_size=2, process_count=4) as pool:
             kept = pool.intern(b"kept")
+            if operation == "reap":
+                kill_with_holds(pool, DIRTY)
             owners = [Owner(pool, b"owned"), Owner(pool, b"owned")]
             owned, cycles = owners[0].ref, []
             if way != "__del__":
@@ -272,6 +277,7 @@ def test_what_a_finalizer_or_handler_gives_back_inside_an_operation_is_given_bac
             if not was_struck:
                 return False
             pool.release(pool.intern(b"next"))
+            pool.reap()
             with pytest.raises(StaleRefError):
                 pool.resolve(owned)
             held = {pool.resolve(ref): count for ref, count in holds_in(pool).items()}
