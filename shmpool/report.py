@@ -43,7 +43,9 @@ from shmpool.layout import (
     SHELF_WORDS,
     STRIPE_BYTES,
     STRIPE_WORDS,
+    TAKEOVERS_SHIFT,
     TOMBSTONES,
+    WAITS,
     WORD_SIZE,
 )
 from shmpool.ledger import Snapshot
@@ -94,6 +96,8 @@ class StripeReport:
     probe_mean: float
     probe_max: int
     growths: int
+    waits: int
+    takeovers: int
     rollbacks: int
     rollforwards: int
     intent: str
@@ -282,6 +286,8 @@ def _add_stripes(report: Report, stripes: Stripes) -> None:
                 probe_mean=round(float(lengths.mean()), 2) if len(lengths) else 0.0,
                 probe_max=int(lengths.max(initial=0)),
                 growths=words[row + GROWTHS],
+                waits=words[row + WAITS] & (1 << TAKEOVERS_SHIFT) - 1,
+                takeovers=words[row + WAITS] >> TAKEOVERS_SHIFT,
                 rollbacks=words[row + ROLLBACKS],
                 rollforwards=words[row + ROLLFORWARDS],
                 intent=_INTENTS.get(intent >> INTENT_SHIFT, f"{intent:#x}, which is none"),

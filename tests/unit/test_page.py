@@ -188,7 +188,7 @@ def test_the_stripe_that_sticks_out_is_tinted(seen: Report) -> None:
 
     assert not any(map(any, calm))
     assert [bool(any(row)) for row in hot] == [False, True, False, False]
-    assert hot[1] == [0, 10, 0, 0, 0, 0, 6, 10, 0, 0, 0]
+    assert hot[1] == [0, 10, 0, 0, 0, 0, 6, 0, 0, 10, 0, 0, 0]
 
 
 def tints(page: Outline) -> list[list[int]]:
