@@ -66,8 +66,9 @@ class LifecycleMachine(Attachments):
 
     def reap_what_could_be(self, who: int) -> None:
         """Whether an intern that finds a pool full of what is too old reaps too depends on when that was last looked for."""
-        if self.policy.ttl_ns and self.model.killed and any(map(self.model.is_expired, self.model.topics.values())):
-            self.reap(who)
+        is_any_old = any(map(self.model.is_expired, self.model.topics.values()))
+        if is_any_old and (self.model.killed or self.model.untold.get(who)):
+            self.reap(list(self.attached).index(who))
 
     # ---- values and refs
 
