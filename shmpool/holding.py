@@ -166,7 +166,7 @@ class HoldingStore(Store):
         record = read_record(self.segment, handle & LOW_40)
         try:
             if record.live and record.generation == handle >> GENERATION_SHIFT:
-                self._count_use(self._place_of(self.stripes.column(record)).uses, record.generation)
+                self._count_use(self.attachment.commit_use(self.stripes.column(record)), record.generation)
             else:
                 self.uses_dropped += 1  # it went just now
         except PoolFullError:

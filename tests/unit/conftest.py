@@ -9,7 +9,7 @@ from shmpool import engine
 BUILT = engine.ENGINE == "compiled"
 WITH_EACH = {
     "test_pool", "test_store", "test_stripe", "test_inspection", "test_hostile", "test_view", "test_holding", "test_hold_calls",
-    "test_quotas", "test_reuse", "test_held_memory",
+    "test_quotas", "test_reuse",
 }  # fmt: skip
 
 
