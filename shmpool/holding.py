@@ -456,6 +456,13 @@ class HoldingStore(Store):
 
     # ---- the whole pool
 
+    def _lock_all_and_reset(self, stripe: int) -> None:
+        if stripe == len(self.locks):
+            # Nobody can remember a topic any more; and who did would take its hold, which needs no lock, of a column of the new
+            # ledger, where it is of no topic, or of one that is another's.
+            self.held.clear()
+        super()._lock_all_and_reset(stripe)
+
     def _start_over(self, uses: int) -> None:
         self._uses_gone += uses
         self._unreleased.clear()
