@@ -24,10 +24,9 @@ from worker.topics import K, Topics
 
 
 @dataclass(slots=True)
-class _Pending(Generic[K]):
-    """A message at validation."""
+class _Pending:
+    """A message at validation. It keeps no key: by the time of the verdict the topic may have been left, and joined again."""
 
-    key: K
     message: Message
     senders: list[PeerId]  # everyone who sent it so far, first come first
     since_s: float
@@ -55,7 +54,7 @@ class Delivery(Generic[K]):
         self._is_authentic = is_authentic
         self._self_id = self_id
         self._stats = stats
-        self._pending: dict[MessageId, _Pending[K]] = {}  # oldest first
+        self._pending: dict[MessageId, _Pending] = {}  # oldest first
         self._pending_size = 0  # bytes of data
         self.seen = SeenCache(params.seen_ttl_s, params.max_seen_count)
 
@@ -64,7 +63,7 @@ class Delivery(Generic[K]):
         received = self._identify(peer, message, now, outbox)
         if received is None:
             return
-        message_id, key = received
+        message_id, _ = received
         if not self._vouched(message):
             outbox.misbehaved(peer, Misbehaviour.FORGED_MESSAGE)
             return
@@ -72,7 +71,7 @@ class Delivery(Generic[K]):
             self._stats.overflowed += 1
             return
         self.seen.add(message_id, now)
-        self._pending[message_id] = _Pending(key, message, [peer], now)
+        self._pending[message_id] = _Pending(message, [peer], now)
         self._pending_size += len(message.data)
         self._stats.validating += 1
         outbox.effect(Validate(peer, message_id, message))
@@ -82,7 +81,7 @@ class Delivery(Generic[K]):
             return
         pending = self._take_pending(message_id)
         if verdict is Verdict.ACCEPT:
-            self._accept(message_id, pending.message, pending.key, pending.senders, outbox)
+            self._accept(message_id, pending.message, self._topics.lookup(pending.message.topic), pending.senders, outbox)
         elif verdict is Verdict.IGNORE:
             self._stats.ignored += 1
         else:
@@ -102,17 +101,17 @@ class Delivery(Generic[K]):
         message_id = self._message_id(message)
         if not message_id:
             raise ValueError("message_id gave an empty id; nothing was published")
-        key = self._peers.own(message.topic)
-        if not self.seen.add(message_id, now):
-            self._stats.duplicates += 1
-            return
-        self._mcache.put(message_id, message, key)
-        self._stats.published += 1
-        if key in self._mesh.mesh:
-            outbox.effect(Deliver(None, message_id, message))
-        flood = self._params.flood_publish
-        linked = self._peers.meshable(key) if flood else sorted(self._mesh.publish_peers(key, now))
-        self._send(message, key, linked, (), outbox)
+        with self._peers.own(message.topic) as key:
+            if not self.seen.add(message_id, now):
+                self._stats.duplicates += 1
+                return
+            self._mcache.put(message_id, message, key)
+            self._stats.published += 1
+            if key in self._mesh.mesh:
+                outbox.effect(Deliver(None, message_id, message))
+            flood = self._params.flood_publish
+            linked = self._peers.meshable(key) if flood else sorted(self._mesh.publish_peers(key, now))
+            self._send(message, key, linked, (), outbox)
 
     def forget_old(self, now: float) -> None:
         """Seen ids at the end of their ttl, and messages whose verdict has not come for as long."""
@@ -166,7 +165,7 @@ class Delivery(Generic[K]):
         # A message larger than the bound is let in when it is alone, or no peer could ever bring it.
         return not self._pending or self._pending_size + len(message.data) <= params.max_pending_validation_size
 
-    def _take_pending(self, message_id: MessageId) -> _Pending[K]:
+    def _take_pending(self, message_id: MessageId) -> _Pending:
         pending = self._pending.pop(message_id)
         self._pending_size -= len(pending.message.data)
         return pending
@@ -178,10 +177,10 @@ class Delivery(Generic[K]):
             return False
 
     def _accept(
-        self, message_id: MessageId, message: Message, key: K, senders: Collection[PeerId], outbox: Outbox
+        self, message_id: MessageId, message: Message, key: K | None, senders: Collection[PeerId], outbox: Outbox
     ) -> None:
-        members = self._mesh.mesh.get(key)
-        if members is None:  # left while the message was at validation
+        members = None if key is None else self._mesh.mesh.get(key)
+        if key is None or members is None:  # left while the message was at validation
             self._stats.unjoined += 1
             return
         self._stats.accepted += 1

@@ -17,7 +17,7 @@ from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerTable
 from worker.selection import select_peers
-from worker.topics import K, Topics
+from worker.topics import HeldDict, K, Topics
 
 
 class Gossip(Generic[K]):
@@ -26,7 +26,9 @@ class Gossip(Generic[K]):
         self._peers = peers
         self._params = params
         self._rng = rng
-        self.mcache: MessageCache[K] = MessageCache(params.mcache_len, params.mcache_gossip, params.max_mcache_size)
+        self.mcache: MessageCache[K] = MessageCache(
+            params.mcache_len, params.mcache_gossip, params.max_mcache_size, lambda: HeldDict(topics)
+        )
 
     def handle_ihave(
         self, peer: PeerId, ihaves: Iterable[ControlIHave], has_seen: Callable[[MessageId], bool], outbox: Outbox

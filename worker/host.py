@@ -178,8 +178,9 @@ class Host(Generic[K]):
 
     async def join(self, topic: bytes) -> None:
         """Subscribe to `topic`. Raises as the pool does, and `ValueError` for a name that is not UTF-8 or over-long."""
-        self.router.own(topic)  # raises now, if at all: Pubsub tells its peers before it asks its router
-        await self._pubsub.subscribe(_text(topic))
+        name = _text(topic)
+        with self.router.owning(topic):  # raises now, if at all: Pubsub tells its peers before it asks its router
+            await self._pubsub.subscribe(name)
 
     async def leave(self, topic: bytes) -> None:
         await self._pubsub.unsubscribe(_text(topic))

@@ -3,6 +3,7 @@
 Guarantees:
 - A shard serves only topics that it owns; a request for another's is answered with FAILED and the owner's number.
 - A topic is joined while an application that is connected subscribes to it, or if the fleet was configured with it.
+- The key in a request is held by who sent it until the answer has arrived; what outlives the answer is held here by then.
 - What an application does not read in time is dropped for that application only, and counted in its report.
 - Every peer that connects is introduced to the siblings, again every `INTRODUCE_INTERVAL_S`, so that each of them dials
   it: a peer that knows one shard hears all topics, also after a shard was restarted or a dial failed.
@@ -33,7 +34,7 @@ from worker.frames import Codec, Frame, Kind
 from worker.host import Host
 from worker.messages import Message, PeerId
 from worker.ownership import Ownership, owner_of
-from worker.topics import K, Topics
+from worker.topics import HeldDict, K, Topics, interned
 
 log = logging.getLogger("worker.shard")  # not __name__: the process runs it as __main__
 
@@ -64,10 +65,14 @@ class Shard(Generic[K]):
         self._greeting = Greeting(config.info.pool or "", f"shard {config.index}")
         self._directory = Path(config.directory)
         self._listener = Listener(socket_path(self._directory, config.index), codec, self._greeting)
-        self._configured = {topics.intern(topic) for topic in self._own(config.topics)}
-        self._subscribers: dict[K, dict[Connection[K], None]] = {}  # ordered: deliveries are in order of subscription
+        self._configured: HeldDict[K, None] = HeldDict(topics)
+        for topic in self._own(config.topics):
+            with interned(topics, topic) as key:
+                self._configured[key] = None
+        # The inner one is ordered: deliveries are in order of subscription.
+        self._subscribers: HeldDict[K, dict[Connection[K], None]] = HeldDict(topics)
         self._membership = trio.Lock()
-        self._joined: set[K] = set()
+        self._joined: HeldDict[K, None] = HeldDict(topics)
         self._siblings: dict[int, Connection[K]] = {}
         self._dialling: set[tuple[str, ...]] = set()
         self._dropped = 0  # by connections that are closed by now
@@ -114,10 +119,10 @@ class Shard(Generic[K]):
                 try:
                     await self._settle(frame.key)
                 except (PoolError, ValueError):
-                    del self._subscribers[frame.key][connection]
+                    self._unsubscribe(frame.key, connection)
                     raise
             case Kind.UNSUBSCRIBE:
-                self._subscribers.get(frame.key, {}).pop(connection, None)
+                self._unsubscribe(frame.key, connection)
                 await self._settle(frame.key)
             case Kind.PUBLISH:
                 self._check_owned(frame.key)
@@ -167,16 +172,21 @@ class Shard(Generic[K]):
             wanted = key in self._configured or bool(self._subscribers.get(key))
             if wanted and key not in self._joined:
                 await self.host.join(self._topics.resolve(key))
-                self._joined.add(key)
+                self._joined[key] = None
             elif not wanted and key in self._joined:
                 await self.host.leave(self._topics.resolve(key))
-                self._joined.discard(key)
-            if not self._subscribers.get(key):
-                self._subscribers.pop(key, None)
+                del self._joined[key]
+
+    def _unsubscribe(self, key: K, connection: Connection[K]) -> None:
+        subscribers = self._subscribers.get(key)
+        if subscribers is not None:
+            subscribers.pop(connection, None)
+            if not subscribers:
+                del self._subscribers[key]
 
     async def _forget(self, connection: Connection[K]) -> None:
         for key in [key for key, subscribers in self._subscribers.items() if connection in subscribers]:
-            del self._subscribers[key][connection]
+            self._unsubscribe(key, connection)
             await self._settle(key)
 
     def _check_owned(self, key: K) -> None:
