@@ -18,7 +18,7 @@ from worker.messages import Message, MessageId, PeerId
 from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerTable
-from worker.seen import SeenCache
+from worker.seen import Seen
 from worker.stats import RouterStats
 from worker.topics import K, Topics
 
@@ -44,6 +44,7 @@ class Delivery(Generic[K]):
         is_authentic: Callable[[Message], bool],
         self_id: PeerId,
         stats: RouterStats,
+        seen: Seen,
     ) -> None:
         self._topics = topics
         self._peers = peers
@@ -56,7 +57,7 @@ class Delivery(Generic[K]):
         self._stats = stats
         self._pending: dict[MessageId, _Pending] = {}  # oldest first
         self._pending_size = 0  # bytes of data
-        self.seen = SeenCache(params.seen_ttl_s, params.max_seen_count)
+        self.seen = seen
 
     def receive(self, peer: PeerId, message: Message, now: float, outbox: Outbox) -> None:
         """A message that nobody has validated yet."""
@@ -84,8 +85,10 @@ class Delivery(Generic[K]):
             self._accept(message_id, pending.message, self._topics.lookup(pending.message.topic), pending.senders, outbox)
         elif verdict is Verdict.IGNORE:
             self._stats.ignored += 1
+            self.seen.settle(message_id)
         else:
             self._stats.rejected += 1
+            self.seen.settle(message_id)
             for sender in pending.senders:
                 outbox.misbehaved(sender, Misbehaviour.INVALID_MESSAGE)
 
@@ -112,6 +115,8 @@ class Delivery(Generic[K]):
             flood = self._params.flood_publish
             linked = self._peers.meshable(key) if flood else sorted(self._mesh.publish_peers(key, now))
             self._send(message, key, linked, (), outbox)
+        # Killed from here on, this host has told nobody of it: then nobody can bring it back either.
+        self.seen.settle(message_id)
 
     def forget_old(self, now: float) -> None:
         """Seen ids at the end of their ttl, and messages whose verdict has not come for as long."""

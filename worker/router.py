@@ -40,6 +40,7 @@ from worker.messages import (
 from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerKind, PeerTable, peer_kind
+from worker.seen import Seen, SeenCache
 from worker.soundness import check_state
 from worker.stats import RouterSizes, RouterStats
 from worker.topics import K, Topics
@@ -75,6 +76,7 @@ class Router(Generic[K]):
         self_id: PeerId = b"",
         explicit_peers: Iterable[PeerId] = (),
         announce: bool = True,
+        seen: Seen | None = None,
     ) -> None:
         """`clock` is monotonic seconds. `message_id` is used for everything that is identified, mcache included.
 
@@ -82,7 +84,7 @@ class Router(Generic[K]):
         really of its author may be remembered as seen; a validator's REJECT comes too late for that.
         `announce=False` when a framework around the router (py-libp2p's `Pubsub`) sends SUBSCRIBE and UNSUBSCRIBE.
         `explicit_peers` are v1.1's explicit peering agreements. Messages of peers that claim to be `self_id`'s are
-        dropped.
+        dropped. `seen` remembers message ids; by default it is this router's own.
         """
         self.params = params or GossipSubParams()
         self.stats = RouterStats()
@@ -93,7 +95,8 @@ class Router(Generic[K]):
         self._mesh = Mesh(topics, self._peers, self.params, rng)
         self._gossip = Gossip(topics, self._peers, self.params, rng)
         self._delivery = Delivery(
-            topics, self._peers, self._mesh, self._gossip.mcache, self.params, message_id, is_authentic, self_id, self.stats
+            topics, self._peers, self._mesh, self._gossip.mcache, self.params, message_id, is_authentic, self_id, self.stats,
+            seen or SeenCache(self.params.seen_ttl_s, self.params.max_seen_count),
         )
         self._unsaid: dict[PeerId, _Unsaid] = {}
         self._tick = 0
@@ -175,6 +178,10 @@ class Router(Generic[K]):
         outbox = Outbox()
         self._delivery.forward(received_from, message, self._clock(), outbox)
         return self._effects(outbox)
+
+    def settle(self, message_id: MessageId) -> None:
+        """The message of a `Deliver` is about to leave this process for the application, or nobody wants it (`worker.seen`)."""
+        self._delivery.seen.settle(message_id)
 
     # ---- what this host does
 

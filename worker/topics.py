@@ -140,6 +140,7 @@ class PoolTopics:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._counts = pool.policy.counts_holds
 
     def intern(self, topic: bytes) -> TopicRef:
         return self._pool.intern(topic)
@@ -148,8 +149,9 @@ class PoolTopics:
         return self._pool.lookup(topic)
 
     def hold_known(self, topic: bytes) -> TopicRef | None:
-        if self._pool.lookup(topic) is None:
-            return None
+        key = self._pool.lookup(topic)
+        if key is None or not self._counts:
+            return key
         try:
             # Should it have gone just now, this brings it back: one entry, and not out of the reserve.
             return self._pool.admit(topic)
@@ -157,7 +159,9 @@ class PoolTopics:
             return None
 
     def hold(self, key: TopicRef) -> None:
-        self._pool.intern(self._pool.resolve(key))
+        topic = self._pool.resolve(key)  # raises for a key that went, whatever the policy
+        if self._counts:
+            self._pool.intern(topic)
 
     def release(self, key: TopicRef) -> None:
         self._pool.release(key)
