@@ -4,6 +4,7 @@ General layout. A module imports only from groups above its own:
 
     errors       the exceptions
     layout       every byte of the segment, and where it is
+    policy       when topics go
 
     hashing      keyed hash of a value                       Mechanisms: none knows Pool,
     header       the segment's constants, encoded, verified  each is tested alone.
@@ -16,13 +17,16 @@ General layout. A module imports only from groups above its own:
     table        slots: find, build
     arena        records: write, read, walk
     cache        refs a process remembers, and their uses
+    held         topics a process holds, and its counts
     processes    what /proc says about a process
 
     stripe       table + arena + intents: insert, recover    Composition.
+    reuse        the same where topics go: hold, free, evict
+    turnover     is that sound
     inspection   stats, top, check
     lifetime     create, join, leave, remove, reset
-    leftovers    gc: remove what nobody uses any more
     store        the above, from values to refs and back
+    holding      the same where topics go
 
     view         a private copy of a pool, read-only         Looking on: no row, no lock.
     topics       which it holds
@@ -30,6 +34,7 @@ General layout. A module imports only from groups above its own:
     reading      is it sound, what is this ref, ...
 
     pool         Pool                                        The surface.
+    leftovers    gc: remove what nobody uses any more
 
     text         what is safe to print                       The command.
     exchange     JSON
@@ -55,6 +60,7 @@ if not sys.platform.startswith("linux"):
 
 from shmpool.engine import ENGINE
 from shmpool.errors import (
+    NotHeldError,
     PoolBusyError,
     PoolClosedError,
     PoolCorruptError,
@@ -65,16 +71,21 @@ from shmpool.errors import (
     PoolVersionError,
     StaleRefError,
 )
+from shmpool.holding import Holder
 from shmpool.inspection import Counters, Finding, PoolStats, ProcessStats, TopicCount
 from shmpool.layout import TopicRef
 from shmpool.leftovers import Leftover, gc
+from shmpool.policy import Policy
 from shmpool.pool import Pool
 
 __all__ = [
     "ENGINE",
     "Counters",
     "Finding",
+    "Holder",
     "Leftover",
+    "NotHeldError",
+    "Policy",
     "Pool",
     "PoolBusyError",
     "PoolClosedError",

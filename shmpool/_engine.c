@@ -451,6 +451,121 @@ static void Engine_dealloc(Engine *self)
     Py_DECREF(type);
 }
 
+/* ---- holds that are neither the first nor the last of this process: see held.py, whose class this does the same as */
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *words, *by_value, *by_ref;
+    Py_buffer mark; /* 1 unless this process was forked past the hooks */
+} Hot;
+
+/* The entry of a key, borrowed; NULL, and no exception, where there is none. Nobody else runs until the caller returns. */
+static PyObject *get_entry(const Hot *self, PyObject *entries, PyObject *key)
+{
+    PyObject *entry = PyDict_GetItemWithError(entries, key);
+    if (!entry) PyErr_Clear();
+    return entry && PyTuple_Check(entry) && *(char *)self->mark.buf ? entry : NULL;
+}
+
+/* The word of a count, by its index in an entry; NULL if it is not in the segment. */
+static uint64_t *count_word(const Py_buffer *buffer, PyObject *entry, Py_ssize_t place)
+{
+    PyObject *number = PyTuple_GetItem(entry, place);
+    uint64_t index;
+    if (!number || !read_word(number, &index) || index >= (uint64_t)buffer->len / 8) return NULL;
+    return (uint64_t *)buffer->buf + index;
+}
+
+/* Add 1 to the counts of an entry, from place `first` to 2, and give its ref; or None. */
+static PyObject *count_up(Hot *self, PyObject *value, Py_ssize_t first)
+{
+    Py_buffer buffer;
+    PyObject *entry = get_entry(self, self->by_value, value), *ref = NULL;
+    if (!entry) return none();
+    if (PyObject_GetBuffer(self->words, &buffer, PyBUF_WRITABLE)) return NULL;
+    uint64_t *holds = count_word(&buffer, entry, first), *uses = count_word(&buffer, entry, 2);
+    if (holds && uses && (ref = PyTuple_GetItem(entry, 0))) {
+        Py_INCREF(ref);
+        store(uses, load(uses) + 1);
+        if (holds != uses) store(holds, load(holds) + 1);
+    }
+    PyBuffer_Release(&buffer);
+    if (!ref && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "an entry's word is not in the segment");
+    return ref;
+}
+
+static PyObject *Hot_take(Hot *self, PyObject *value) { return count_up(self, value, 1); }
+
+static PyObject *Hot_use(Hot *self, PyObject *value) { return count_up(self, value, 2); }
+
+static PyObject *Hot_give(Hot *self, PyObject *ref)
+{
+    Py_buffer buffer;
+    PyObject *entry = get_entry(self, self->by_ref, ref);
+    bool given = false;
+    if (entry) {
+        if (PyObject_GetBuffer(self->words, &buffer, PyBUF_WRITABLE)) return NULL;
+        uint64_t *holds = count_word(&buffer, entry, 1);
+        given = holds && load(holds) > 1;
+        if (given) store(holds, load(holds) - 1);
+        PyBuffer_Release(&buffer);
+        if (PyErr_Occurred()) return NULL;
+    }
+    return PyBool_FromLong(given);
+}
+
+static PyObject *Hot_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"words", "by_value", "by_ref", "mark", NULL};
+    PyObject *words, *by_value, *by_ref, *mark;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!O!O", names, &PyMemoryView_Type, &words, &PyDict_Type, &by_value,
+                                     &PyDict_Type, &by_ref, &mark))
+        return NULL;
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Hot *self = (Hot *)allocate(type, 0);
+    if (!self) return NULL;
+    if (PyObject_GetBuffer(mark, &self->mark, PyBUF_SIMPLE) || !self->mark.len) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    Py_INCREF(words);
+    Py_INCREF(by_value);
+    Py_INCREF(by_ref);
+    self->words = words;
+    self->by_value = by_value;
+    self->by_ref = by_ref;
+    return (PyObject *)self;
+}
+
+static void Hot_dealloc(Hot *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    if (self->mark.obj) PyBuffer_Release(&self->mark);
+    Py_CLEAR(self->words);
+    Py_CLEAR(self->by_value);
+    Py_CLEAR(self->by_ref);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef hot_methods[] = {
+    {"take", (PyCFunction)Hot_take, METH_O, "Hold a value once more, and count a use; its ref, or None and nothing was changed."},
+    {"give", (PyCFunction)Hot_give, METH_O, "Give a hold back that is not the last; False, and nothing was changed, if it may be."},
+    {"use", (PyCFunction)Hot_use, METH_O, "Count a use; the ref, or None and nothing was changed."},
+    {NULL},
+};
+
+static PyType_Slot hot_slots[] = {
+    {Py_tp_new, Hot_new},
+    {Py_tp_dealloc, Hot_dealloc},
+    {Py_tp_methods, hot_methods},
+    {Py_tp_doc, "Counts of what a process holds, in the segment behind `words`."},
+    {0},
+};
+
+static PyType_Spec hot_spec = {"shmpool._engine.Hot", sizeof(Hot), 0, Py_TPFLAGS_DEFAULT, hot_slots};
+
 static PyMethodDef methods[] = {
     {"start_epoch", (PyCFunction)Engine_start_epoch, METH_O, "The pool's epoch; no table is known in it yet."},
     {"know_table", (PyCFunction)(void (*)(void))Engine_know_table, METH_FASTCALL, "A stripe and its table word, which is sound."},
@@ -485,14 +600,16 @@ static const struct { const char *name; uint64_t value; } codes[] = {
 
 static int execute(PyObject *module)
 {
-    PyObject *type = PyType_FromSpec(&spec), *dict = PyDict_New();
-    int failed = !type || !dict || PyModule_AddObjectRef(module, "Engine", type) || PyModule_AddObjectRef(module, "CODES", dict);
+    PyObject *type = PyType_FromSpec(&spec), *hot = PyType_FromSpec(&hot_spec), *dict = PyDict_New();
+    int failed = !type || !hot || !dict || PyModule_AddObjectRef(module, "Engine", type) || PyModule_AddObjectRef(module, "Hot", hot)
+                 || PyModule_AddObjectRef(module, "CODES", dict);
     for (size_t i = 0; !failed && i < sizeof codes / sizeof *codes; i++) {
         PyObject *value = PyLong_FromUnsignedLongLong(codes[i].value);
         failed = !value || PyDict_SetItemString(dict, codes[i].name, value);
         Py_XDECREF(value);
     }
     Py_XDECREF(type);
+    Py_XDECREF(hot);
     Py_XDECREF(dict);
     return failed ? -1 : 0;
 }

@@ -1,4 +1,7 @@
+from mmap import mmap
 from typing import Final
+
+from shmpool.layout import TopicRef
 
 CODES: Final[dict[str, int]]
 
@@ -28,3 +31,15 @@ class Engine:
     def find_many(self, items: list[tuple[int, bytes]], /) -> list[int]: ...
     def insert(self, value: bytes, /) -> int | None: ...
     def insert_many(self, items: list[tuple[int, bytes, int]], room: int, /) -> list[int]: ...
+
+class Hot:
+    def __new__(
+        cls,
+        words: memoryview,
+        by_value: dict[bytes, tuple[TopicRef, int, int, bytes]],
+        by_ref: dict[TopicRef, tuple[TopicRef, int, int, bytes]],
+        mark: mmap,
+    ) -> Hot: ...
+    def take(self, value: bytes, /) -> TopicRef | None: ...
+    def give(self, ref: TopicRef, /) -> bool: ...
+    def use(self, value: bytes, /) -> TopicRef | None: ...

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool.errors import PoolError, PoolFullError
-from shmpool.layout import ATTACHED, PID, PROCESS_BYTES, START_TIME, WORD_SIZE
+from shmpool.layout import ATTACHED, HOLDS, PID, PROCESS_BYTES, START_TIME, USES_MASK, WORD_SIZE
 from shmpool.ledger import Words, clear_stale_ledger, commit_ledger, finish_fold, fold, ledger_word, row_word
 from shmpool.lock import ALL_SIGNALS, ByteLock, adopt_process, forget_mutexes, is_own_process, others_hold, try_lock, unlock
 from shmpool.segment import Segment, all_segments, closer, reopen
@@ -53,6 +53,29 @@ class Attachment:
     def _adopt_ledger(self) -> None:
         self._ledger_word = ledger_word(self.segment, self.row)
         self._ledger_committed = clear_stale_ledger(self.segment, self.row)
+        self.holds_word = ledger_word(self.segment, self.row, HOLDS)
+        self._holds_committed = clear_stale_ledger(self.segment, self.row, HOLDS)
+
+    def commit_column(self, column: int) -> tuple[int, int]:
+        """The words of this process's ledgers that count its holds and its uses of a column's topic, to be touched from now on.
+
+        Raises PoolFullError where there is no memory for them.
+        """
+        size = (column + 1) * WORD_SIZE
+        if size > self._holds_committed:
+            self._holds_committed = commit_ledger(self.segment, self.row, size, HOLDS)
+        if size > self._ledger_committed:
+            self._ledger_committed = commit_ledger(self.segment, self.row, size)
+        return self.holds_word + column, self._ledger_word + column
+
+    def holds_at(self, column: int) -> int:
+        """How often this process holds a column's topic."""
+        return int(self.segment.words[self.holds_word + column]) if (column + 1) * WORD_SIZE <= self._holds_committed else 0
+
+    def uses_total(self) -> int:
+        """Uses in this process's ledger, whatever their generations."""
+        words = np.frombuffer(self.segment.words, np.uint64, self._ledger_committed // WORD_SIZE, self._ledger_word * WORD_SIZE)
+        return int((words & np.uint64(USES_MASK)).sum())
 
     def count_uses(self, columns: NDArray[np.int64], uses: Words) -> None:
         """Add `uses[i]` to this process's ledger at `columns[i]`, shapes (n,); a column may come more than once.

@@ -1,4 +1,4 @@
-"""The compiled engine: the searches and plain inserts of `stripe`, in C over the same bytes (_engine.c).
+"""The compiled engine: searches and plain inserts of `stripe`, and the counts of `held`, in C over the same bytes (_engine.c).
 
 Installing builds it where there is a C compiler. Where there is none all is done in plain Python, which is also what it is tested
 against, and what does everything but the plain case. Processes with and without it share a pool.
@@ -8,11 +8,14 @@ SHMPOOL_ENGINE=python in the environment keeps to plain Python; SHMPOOL_ENGINE=c
 
 import os
 import warnings
+from mmap import mmap
 from typing import Final
 
 from shmpool import layout
 from shmpool.header import Constants
-from shmpool.layout import MIN_TABLE_BITS, WORD_SIZE
+from shmpool.layout import MIN_TABLE_BITS, WORD_SIZE, TopicRef
+
+Entry = tuple[TopicRef, int, int, bytes]  # a ref, the words of this process's holds and uses of it, and the value
 
 _WANTED: Final = os.environ.get("SHMPOOL_ENGINE", "")
 
@@ -38,10 +41,10 @@ else:
 
 
 def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | None":
-    """An engine over a segment's words, its epoch still to be started; or None."""
-    if ENGINE == "python":
-        return None
+    """An engine over a segment's words, its epoch still to be started; or None, also where topics go: it knows no generations."""
     geometry = constants.geometry
+    if ENGINE == "python" or geometry.reuses:
+        return None
     return _engine.Engine(
         words,
         constants.hash_key,
@@ -57,3 +60,10 @@ def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | No
         arena_size=geometry.arena_size,
         chunk_size=geometry.chunk_size,
     )
+
+
+def make_hot(
+    words: memoryview, by_value: dict[bytes, Entry], by_ref: dict[TopicRef, Entry], mark: mmap
+) -> "_engine.Hot | None":
+    """What counts holds of these entries, or None; see held.py."""
+    return None if ENGINE == "python" else _engine.Hot(words, by_value, by_ref, mark)

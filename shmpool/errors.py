@@ -18,7 +18,11 @@ class PoolVersionError(PoolError):
 
 
 class StaleRefError(PoolError, LookupError):
-    """A ref does not name a live record of this pool: of another pool, from before a reset, or no ref at all."""
+    """A ref does not name a live record of this pool: its topic went, or it is of another pool, from before a reset, or none."""
+
+
+class NotHeldError(PoolError):
+    """This process gave back a hold that it does not have; nothing was changed."""
 
 
 class PoolBusyError(PoolError):

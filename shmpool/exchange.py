@@ -39,7 +39,7 @@ def line_to_value(line: str) -> bytes:
 
 
 def topic_to_data(topic: TopicCount) -> dict[str, Any]:
-    return {"ref": topic.ref, **value_to_data(topic.value), "uses": topic.uses}
+    return {"ref": topic.ref, **value_to_data(topic.value), "uses": topic.uses, "holds": topic.holds}
 
 
 def finding_to_data(finding: Finding) -> dict[str, str]:
@@ -58,7 +58,7 @@ def summary_to_data(report: Report) -> dict[str, Any]:
         "uid": header.uid,
         "mode": f"{header.mode:04o}",
         "created_ns": constants.created_ns if constants else None,
-        "policy": "forever" if constants else None,
+        "policy": str(constants.policy) if constants else None,
         "persistent": constants.persistent if constants else None,
         "version": header.version,
         "file_size": header.file_size,
@@ -113,6 +113,7 @@ def _process(process: ProcessReport) -> dict[str, Any]:
         "command": process.command,
         "attached_ns": process.attached_ns,
         "counters": _counters(process.counters),
+        "holds": process.holds,
     }
 
 

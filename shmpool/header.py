@@ -21,6 +21,7 @@ from shmpool.layout import (
     WORD_SIZE,
     Geometry,
 )
+from shmpool.policy import Policy
 
 _CONSTANTS_SIZE = int(HEADER.fields["checksum"][1]) if HEADER.fields else 0
 
@@ -36,6 +37,7 @@ class Constants:
     reserve: int
     persistent: bool
     created_ns: int
+    policy: Policy
 
 
 def encode(constants: Constants) -> bytes:
@@ -56,6 +58,9 @@ def encode(constants: Constants) -> bytes:
     page["reserve"] = constants.reserve
     page["persistent"] = constants.persistent
     page["created_ns"] = constants.created_ns
+    page["policy"] = constants.policy.kind
+    page["max_unheld"] = constants.policy.max_unheld
+    page["ttl_ns"] = constants.policy.ttl_ns
     page["checksum"] = _checksum(page.tobytes())
     page["magic"] = MAGIC
     return page.tobytes()
@@ -102,6 +107,7 @@ def read_constants(page: bytes) -> Constants:
     Raises ValueError for constants that no pool can have.
     """
     header = np.frombuffer(page, HEADER, 1)[0]
+    policy = Policy(kind=int(header["policy"]), max_unheld=int(header["max_unheld"]), ttl_ns=int(header["ttl_ns"]))
     return Constants(
         pool_id=int(header["pool_id"]),
         hash_key=header["hash_key"].tobytes(),
@@ -111,11 +117,13 @@ def read_constants(page: bytes) -> Constants:
             stripe_count=int(header["stripe_count"]),
             process_count=int(header["process_count"]),
             max_value_size=int(header["max_value_size"]),
+            reuses=policy.counts_holds,
         ),
         insert_budget=int(header["insert_budget"]),
         reserve=int(header["reserve"]),
         persistent=bool(header["persistent"]),
         created_ns=int(header["created_ns"]),
+        policy=policy,
     )
 
 

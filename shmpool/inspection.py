@@ -21,13 +21,16 @@ from shmpool.layout import (
     PID,
     START_TIME,
     STRIPE_WORDS,
+    TOMBSTONE,
     WORD_SIZE,
     TopicRef,
 )
-from shmpool.ledger import Snapshot, ledger_size, row_word, take_snapshot
+from shmpool.ledger import Snapshot, ledger_size, read_holds, row_word, take_snapshot
+from shmpool.reuse import ReusingStripes
 from shmpool.segment import Segment
 from shmpool.stripe import Stripes
 from shmpool.table import find_slot, make_slot, read_table
+from shmpool.turnover import check_turnover
 
 _MAX_FINDINGS: Final = 1000
 
@@ -44,6 +47,9 @@ class Counters:
     rollbacks: int = 0
     rollforwards: int = 0
     uses_dropped: int = 0
+    frees: int = 0
+    evictions: int = 0
+    reaped: int = 0
 
 
 COUNTER_MEANINGS: Final = {
@@ -55,12 +61,16 @@ COUNTER_MEANINGS: Final = {
     "rollbacks": "Operations of killed processes that were undone.",
     "rollforwards": "Operations of killed processes that were finished.",
     "uses_dropped": "Uses that found no memory to be counted in.",
+    "frees": "Topics that went with their last hold.",
+    "evictions": "Topics that nobody held and that went for their age or for room.",
+    "reaped": "Holds of killed processes that were given back.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStats:
-    """One row of the process table. `attached_ns` is wall-clock time; a row that is not live is a killed process's."""
+    """One row of the process table. `attached_ns` is wall-clock time; a row that is not live is a killed process's, and so are
+    its holds until somebody gives them back (see `Pool.reap`)."""
 
     row: int
     pid: int
@@ -68,12 +78,14 @@ class ProcessStats:
     attached_ns: int
     live: bool
     counters: Counters
+    holds: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolStats:
     """A pool at one instant. Sizes in bytes; `arena_used_size` counts records with their headers, `memory_size` is the real
-    memory behind the segment. Counters are exact as of each process's last flush; `total` includes processes that left."""
+    memory behind the segment; `unheld` topics are held by nobody. Counters are exact as of each process's last flush; `total`
+    includes processes that left."""
 
     name: str
     size: int
@@ -84,6 +96,12 @@ class PoolStats:
     memory_size: int
     total: Counters
     processes: tuple[ProcessStats, ...]
+    unheld: int = 0
+
+    @property
+    def holds(self) -> int:
+        """Holds of all processes."""
+        return sum(process.holds for process in self.processes)
 
     @property
     def hits(self) -> int:
@@ -107,11 +125,12 @@ class PoolStats:
 
 
 class TopicCount(NamedTuple):
-    """A topic and how often it was interned or looked up."""
+    """A topic, how often it was interned or looked up, and how many holds of it there are now, by all processes."""
 
     ref: TopicRef
     value: bytes
     uses: int
+    holds: int = 0
 
 
 class Finding(NamedTuple):
@@ -137,12 +156,13 @@ def read_stats(stripes: Stripes, own_row: int) -> PoolStats:
         memory_size=segment.memory_size,
         total=total,
         processes=processes,
+        unheld=stripes.unheld_total(),
     )
 
 
 def read_processes(segment: Segment, own_row: int) -> tuple[Counters, tuple[ProcessStats, ...]]:
     """What all processes have counted, those that left included, and the rows of those that did not. Takes no lock."""
-    snapshot = take_snapshot(segment, with_uses=False)
+    snapshot = take_snapshot(segment, with_topics=False)
     total = _counters(snapshot.counters.sum(axis=0, dtype=np.uint64))
     return total, tuple(_processes(segment, snapshot, own_row))
 
@@ -165,6 +185,7 @@ def _processes(segment: Segment, snapshot: Snapshot, own_row: int) -> Iterator[P
                 attached_ns=segment.words[word + ATTACHED],
                 live=is_live(segment, row, own_row),
                 counters=_counters(snapshot.counters[row + 1]),
+                holds=int(read_holds(segment, row).sum()),
             )
 
 
@@ -172,26 +193,32 @@ def _counters(values: "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]") -> Cou
     return Counters(**dict(zip(COUNTERS, map(int, values), strict=True)))
 
 
-def count_topics(stripes: Stripes, k: int, hash_value: Callable[[bytes], int]) -> list[TopicCount]:
-    """The k most used topics, most used first, ties in order of their refs. Raises PoolCorruptError for a damaged value."""
-    segment, stripe_count = stripes.segment, stripes.geometry.stripe_count
-    uses = take_snapshot(segment, with_uses=True).uses
-
-    def used(record: Record) -> int:
-        column = record.ordinal * stripe_count + stripes.geometry.stripe_of(record.hash)
-        return int(uses[column]) if column < len(uses) else 0
-
+def count_topics(stripes: Stripes, k: int, by: str, hash_value: Callable[[bytes], int]) -> list[TopicCount]:
+    """The k topics most used or held (`by`), most first, ties in order of arena offset. Raises PoolCorruptError."""
+    segment = stripes.segment
+    snapshot = take_snapshot(segment, with_topics=True)
     found = []
-    for count, offset, record in heapq.nsmallest(k, ((-used(record), record.offset, record) for record in stripes.records())):
+    counted = ((counts_of(stripes, record, snapshot), record) for record in stripes.records())
+    best = heapq.nsmallest(k, counted, key=lambda each: (-each[0][by == "holds"], each[1].offset))
+    for (uses, holds), record in best:
         value = read_value(segment, record)
+        is_topic = stripes.points_at(record)
+        if not stripes.is_still(record):
+            continue  # it went meanwhile
         if hash_value(value) != record.hash:
             raise PoolCorruptError(
-                f"pool {segment.pool_name!r}: the value at arena offset {offset} is damaged (its hash does not match). Nothing "
-                "was changed. Run Pool.check(), and make the pool anew."
+                f"pool {segment.pool_name!r}: the value at arena offset {record.offset} is damaged (its hash does not match). "
+                "Nothing was changed. Run Pool.check(), and make the pool anew."
             )
-        if stripes.points_at(record):
-            found.append(TopicCount(TopicRef(stripes.origin + offset), value, -count))
+        if is_topic:
+            found.append(TopicCount(stripes.ref_of(record), value, uses, holds))
     return found
+
+
+def counts_of(stripes: Stripes, record: Record, snapshot: Snapshot) -> tuple[int, int]:
+    """The uses and holds of a record's topic."""
+    column = record.ordinal * stripes.geometry.stripe_count + stripes.geometry.stripe_of(record.hash)
+    return snapshot.uses_of(column, record.generation), snapshot.holds_of(column)
 
 
 def recover_and_check(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], int]) -> list[Finding]:
@@ -226,6 +253,8 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
     if intent:
         yield Finding(f"intent {intent:#x} is left after recovery", where, anew)
     slots = read_table(segment.words, table_word, 1 << bits)
+    if geometry.reuses:
+        slots[slots == TOMBSTONE] = 0
     pointed = {int(slot) & OFFSET_MASK for slot in slots[slots != 0]}
     if len(pointed) != int((slots != 0).sum()):
         yield Finding("two slots point at one record", where, anew)
@@ -236,6 +265,8 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
         yield Finding(f"current chunk {chunk - 1} is not its own", where, anew)
 
     walked: set[int] = set()
+    free: list[Record] = []
+    live: list[Record] = []
     values: dict[bytes, int] = {}
     for index, taken in enumerate(read_chunks(stripes)):
         if taken.owner != stripe:
@@ -243,6 +274,10 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
         end = index * geometry.chunk_size
         for record in walk(segment, index, taken.used):
             end = record.end
+            if not record.live:
+                free.append(record)
+                continue
+            live.append(record)
             walked.add(record.offset)
             at = f"{where}, arena offset {record.offset}"
             value = read_value(segment, record)
@@ -251,12 +286,12 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
             if value in values:
                 yield Finding(f"the same value stands at arena offset {values[value]}", at, anew)
             values[value] = record.offset
-            if record.generation:
+            if record.generation and not geometry.reuses:
                 yield Finding(f"generation {record.generation}, where nothing is ever evicted", at, anew)
             slot = make_slot(record.hash, record.offset)
             if find_slot(segment.words, table_word, (1 << bits) - 1, slot, record.hash) is None:
                 yield Finding("no slot on the probe path points at the record", at, anew)
-            if record.ordinal >= count:
+            if record.ordinal >= count and not geometry.reuses:
                 yield Finding(f"ordinal {record.ordinal}, and the stripe counts {count} records", at, anew)
         if end != index * geometry.chunk_size + taken.used:
             yield Finding(f"chunk {index} is used to {taken.used}, its records end at {end % geometry.chunk_size}", where, anew)
@@ -264,6 +299,9 @@ def _check_stripe(stripes: Stripes, stripe: int, hash_value: Callable[[bytes], i
         yield Finding("a slot points where no record is", f"{where}, arena offset {offset}", anew)
     if count != len(walked):
         yield Finding(f"counts {count} records and has {len(walked)}", where, anew)
+    if isinstance(stripes, ReusingStripes):
+        advice = "Values and refs are not affected, but room may be lost, or freed too early. Make the pool anew."
+        yield from (Finding(*problem, advice) for problem in check_turnover(stripes, stripe, live, free))
 
 
 def check_rows(segment: Segment) -> list[Finding]:

@@ -1,7 +1,8 @@
 """Every byte of the segment, declared once.
 
-The segment is a sequence of page-aligned regions: header, scratch page, stripe rows, process rows, chunk table, slot
-tables, ledgers, arena. Sizes follow from the constants in the header alone (`Geometry`), so no offset is ever stored.
+The segment is a sequence of page-aligned regions: header, scratch page, stripe rows, shelves, process rows, chunk table, slot
+tables, ledgers (of uses, of holds), arena. Sizes follow from the constants in the header alone (`Geometry`), so no offset is
+ever stored. Shelves and ledgers of holds are there only in pools whose policy lets topics go (`reuses`).
 
 All mutable state is 64-bit words that one aligned store replaces: a reader, or a survivor of a `kill -9`, sees the old word
 or the new one. `words` throughout the package is the segment as a `memoryview` of such words, and `*_word` counts in them.
@@ -45,7 +46,10 @@ HEADER: Final = np.dtype(
         ("reserve", "<u8"),  # the last topics of capacity, for `intern` only
         ("persistent", "<u8"),
         ("created_ns", "<u8"),  # wall clock
-        ("reserved_0", "<u8", (15,)),
+        ("policy", "<u8"),  # see policy.py, as for its parameters
+        ("max_unheld", "<u8"),
+        ("ttl_ns", "<u8"),
+        ("reserved_0", "<u8", (12,)),
         ("checksum", "<u8"),  # of all the above but the magic
         # Mutable words, each in a cache line of its own.
         ("epoch", "<u8"),  # sealed: the origin of refs; one store commits a reset, by the gate's holder
@@ -63,9 +67,9 @@ HEADER: Final = np.dtype(
 
 STRIPE: Final = np.dtype(  # one cache line; all written under the stripe's lock
     [
-        ("table", "<u8"),  # sealed: which of the two regions << 8 | log2 of the slot count
+        ("table", "<u8"),  # sealed: count of rebuilds << 9 | which of the two regions << 8 | log2 of the slot count
         ("intent", "<u8"),  # operation << 56 | place; set before anything changes, cleared last
-        ("count", "<u8"),  # live records, and the next record's ordinal; derived from the newest record by recovery
+        ("count", "<u8"),  # live records; where nothing goes also the next ordinal. Derived by recovery
         ("chunk", "<u8"),  # index of the chunk being filled, plus 1
         ("takeovers", "<u8"),
         ("rollbacks", "<u8"),
@@ -74,12 +78,26 @@ STRIPE: Final = np.dtype(  # one cache line; all written under the stripe's lock
     ]
 )
 
+SHELF: Final = np.dtype(  # one to a stripe, twelve cache lines; all written under the stripe's lock, all derived by recovery
+    [
+        ("spaces", "<u8"),  # ever appended to the arena, and the next ordinal
+        ("tombstones", "<u8"),  # in the stripe's table
+        ("unheld", "<u8"),  # live records that nobody holds
+        ("retired", "<u8"),  # head of the list of free spaces that were of the last generation: theirs is only the ordinal
+        ("reserved", "<u8", (2,)),
+        # Heads of the lists of free spaces, by size class (see arena.py): arena offset | OCCUPIED of one, whose first word (of a
+        # live record: its hash) is the next.
+        ("free", "<u8", (90,)),
+    ]
+)
+
 PROCESS: Final = np.dtype(  # two cache lines; written only by the process that holds the row's byte
     [
         ("pid", "<u8"),  # 0: the row is clean. For people: liveness is the row's byte lock
         ("start_time", "<u8"),  # of the process, in clock ticks since boot; for people
         ("attached_ns", "<u8"),  # wall clock
-        ("ledger", "<u8"),  # sealed: bytes committed of the row's ledger
+        ("ledger", "<u8"),  # sealed: bytes committed of the row's ledger of uses
+        ("holds", "<u8"),  # sealed: bytes committed of the row's ledger of holds
         ("hits", "<u8"),
         ("misses", "<u8"),
         ("inserts", "<u8"),
@@ -88,17 +106,24 @@ PROCESS: Final = np.dtype(  # two cache lines; written only by the process that 
         ("rollbacks", "<u8"),
         ("rollforwards", "<u8"),
         ("uses_dropped", "<u8"),  # uses that found no memory for their ledger
-        ("reserved", "<u8", (4,)),
+        ("frees", "<u8"),  # topics that went with their last hold
+        ("evictions", "<u8"),  # topics that nobody held and that went for their age or for room
+        ("reaped", "<u8"),  # holds of killed processes that were given back
     ]
 )
-COUNTERS: Final = ("hits", "misses", "inserts", "lock_waits", "takeovers", "rollbacks", "rollforwards", "uses_dropped")
+COUNTERS: Final = (
+    "hits", "misses", "inserts", "lock_waits", "takeovers", "rollbacks", "rollforwards", "uses_dropped", "frees", "evictions",
+    "reaped",
+)
 
-RECORD: Final = np.dtype(  # followed by the value, padded to 8 bytes
+# Followed by the value, padded to 8 bytes. Where spaces are used again, padding goes up to the size class, and the space's last
+# word is a stamp: 0 while somebody holds the record, else the time (of the pool's clock, in ns) since which nobody does.
+RECORD: Final = np.dtype(
     [
         ("hash", "<u8"),  # full keyed hash: growth re-slots a record without reading its value
         ("size", "<u2"),  # of the value, in bytes
-        ("generation", "<u2"),  # of this record's space; always 0 while nothing is ever evicted
-        ("ordinal", "<u4"),  # the record's column in the ledgers; the top bit says LIVE
+        ("generation", "<u2"),  # of this record's space and of its ordinal; always 0 while nothing is ever evicted
+        ("ordinal", "<u4"),  # the record's column in the ledgers; the top bit says LIVE, and its absence FREE
     ]
 )
 
@@ -107,13 +132,26 @@ LOW_40: Final = (1 << 40) - 1
 OFFSET_MASK: Final = LOW_40 & ~7
 OCCUPIED: Final = 1
 TAG_SHIFT: Final = 40
+TOMBSTONE: Final = 2  # a slot whose record went: a search goes on past it, an insert may take it
 META_LIVE: Final = 1 << 63
 META_SIZE_MASK: Final = 0xFFFF
+META_GENERATION_SHIFT: Final = 16
+MAX_GENERATION: Final = (1 << 16) - 1
+GENERATION_SHIFT: Final = 40  # in a ref
 META_ORDINAL_SHIFT: Final = 32
-META_ORDINAL_MASK: Final = (1 << 31) - 1
+META_ORDINAL_MASK: Final = (1 << 31) - 1  # as an ordinal: none, another space has it by now
 INTENT_SHIFT: Final = 56
 INTENT_INSERT: Final = 1
 INTENT_TAKE_CHUNK: Final = 2
+INTENT_REUSE: Final = 3
+INTENT_SETTLE: Final = 4
+# A word of the ledger of uses: the record's generation << 48 | uses. Those of another generation are of a topic that went.
+USES_TAG_SHIFT: Final = 48
+USES_MASK: Final = (1 << 48) - 1
+TABLE_BITS_MASK: Final = 0xFF
+TABLE_REGION_SHIFT: Final = 8
+TABLE_SERIAL_SHIFT: Final = 9
+TABLE_SERIAL_MASK: Final = (1 << 31) - 1
 # A chunk's word: reset count << 48 | bytes used << 16 | the owning stripe, plus 1.
 CHUNK_EPOCH_SHIFT: Final = 48
 CHUNK_USED_SHIFT: Final = 16
@@ -167,11 +205,15 @@ ARENA_LIMIT_WORD: Final = _word_of(HEADER, "arena_limit")
 FOLD_WORD: Final = _word_of(HEADER, "fold")
 STRIPE_WORDS: Final = STRIPE.itemsize // WORD_SIZE
 TABLE, INTENT, COUNT, CHUNK, TAKEOVERS, ROLLBACKS, ROLLFORWARDS, GROWTHS = range(STRIPE_WORDS)
+SHELF_WORDS: Final = SHELF.itemsize // WORD_SIZE
+SPACES, TOMBSTONES, UNHELD, RETIRED = range(4)
+FREE: Final = _word_of(SHELF, "free")
 PROCESS_WORDS: Final = PROCESS.itemsize // WORD_SIZE
 PID: Final = _word_of(PROCESS, "pid")
 START_TIME: Final = _word_of(PROCESS, "start_time")
 ATTACHED: Final = _word_of(PROCESS, "attached_ns")
 LEDGER: Final = _word_of(PROCESS, "ledger")
+HOLDS: Final = _word_of(PROCESS, "holds")
 FIRST_COUNTER: Final = _word_of(PROCESS, COUNTERS[0])
 MISSES: Final = _word_of(PROCESS, "misses")
 RECORD_SIZE: Final = RECORD.itemsize
@@ -187,9 +229,10 @@ def _words_are_aligned(dtype: np.dtype[np.void]) -> bool:
 assert sys.byteorder == "little", "the segment's words are little-endian"
 assert HEADER.itemsize == PAGE_SIZE
 assert STRIPE.itemsize == LINE_SIZE
+assert SHELF.itemsize == 12 * LINE_SIZE
 assert PROCESS.itemsize == 2 * LINE_SIZE
 assert RECORD.itemsize == 2 * WORD_SIZE
-assert all(_words_are_aligned(dtype) for dtype in (HEADER, STRIPE, PROCESS, RECORD))
+assert all(_words_are_aligned(dtype) for dtype in (HEADER, STRIPE, SHELF, PROCESS, RECORD))
 assert all(word * WORD_SIZE % LINE_SIZE == 0 for word in (EPOCH_WORD, ARENA_LIMIT_WORD, FOLD_WORD))
 assert [_word_of(PROCESS, name) - FIRST_COUNTER for name in COUNTERS] == list(range(len(COUNTERS)))
 assert STRIPE_BYTES + MAX_STRIPE_COUNT <= PROCESS_BYTES
@@ -197,7 +240,7 @@ assert STRIPE_BYTES + MAX_STRIPE_COUNT <= PROCESS_BYTES
 FINGERPRINT: Final = int.from_bytes(
     blake2b(
         repr(
-            [(dtype.names, dtype.fields) for dtype in (HEADER, STRIPE, PROCESS, RECORD)]
+            [(dtype.names, dtype.fields) for dtype in (HEADER, STRIPE, SHELF, PROCESS, RECORD)]
             + [sorted((name, value) for name, value in vars().copy().items() if name.isupper() and type(value) is int)]
         ).encode(),
         digest_size=8,
@@ -218,6 +261,7 @@ class Geometry:
     stripe_count: int
     process_count: int
     max_value_size: int
+    reuses: bool = False
 
     def __post_init__(self) -> None:
         _require(1 <= self.capacity <= 1 << 30, f"capacity must be 1 to 2**30 topics, not {self.capacity}")
@@ -270,9 +314,13 @@ class Geometry:
         return self.scratch_offset + PAGE_SIZE
 
     @cached_property
+    def shelves_offset(self) -> int:
+        return self.stripes_offset + _pages(self.stripe_count * STRIPE.itemsize)
+
+    @cached_property
     def totals_offset(self) -> int:
         """The process row that departed processes are folded into; attached processes' rows follow it."""
-        return self.stripes_offset + _pages(self.stripe_count * STRIPE.itemsize)
+        return self.shelves_offset + _pages(self.reuses * self.stripe_count * SHELF.itemsize)
 
     @cached_property
     def chunks_offset(self) -> int:
@@ -296,8 +344,13 @@ class Geometry:
         return _pages(self.ordinal_count * WORD_SIZE)
 
     @cached_property
-    def arena_offset(self) -> int:
+    def holds_offset(self) -> int:
+        """Ledgers of holds, one for each process row."""
         return self.ledgers_offset + (1 + self.process_count) * self.ledger_size
+
+    @cached_property
+    def arena_offset(self) -> int:
+        return self.holds_offset + self.reuses * self.process_count * self.ledger_size
 
     @cached_property
     def total_size(self) -> int:

@@ -29,6 +29,7 @@ from shmpool.lock import (
     others_hold,
     unlink_semaphores,
 )
+from shmpool.policy import Policy
 from shmpool.segment import Segment
 
 _RACE_TRIES: Final = 100
@@ -53,17 +54,21 @@ def choose_constants(
     reserve: int | None,
     process_count: int,
     persistent: bool,
+    policy: Policy | None = None,
 ) -> Constants:
     """Fill in the defaults of a new pool's options. Raises ValueError for options that no pool can have."""
     # A provisional arena of the largest size checks the other options, and knows the size of a chunk.
-    chunk_size = Geometry(capacity, MAX_ARENA_SIZE, stripe_count, process_count, max_value_size).chunk_size
+    policy = policy or Policy.forever()
+    reuses = policy.counts_holds
+    chunk_size = Geometry(capacity, MAX_ARENA_SIZE, stripe_count, process_count, max_value_size, reuses).chunk_size
     if arena_size is None:
-        # Room for `capacity` values of the largest size: at most a fifth of a chunk is too short for the next record.
-        needed = capacity * (max_value_size + 24) * 5 // 4
+        # Room for `capacity` values of the largest size: at most a fifth of a chunk is too short for the next record; of the
+        # larger spaces of a policy that uses them again, a quarter, and an eighth of each is padding.
+        needed = capacity * (max_value_size + (32 if reuses else 24)) * (12 if reuses else 10) // 8
         arena_size = min((needed // chunk_size + 1 + stripe_count) * chunk_size, MAX_ARENA_SIZE)
     else:
         arena_size = -(-arena_size // chunk_size) * chunk_size
-    geometry = Geometry(capacity, arena_size, stripe_count, process_count, max_value_size)
+    geometry = Geometry(capacity, arena_size, stripe_count, process_count, max_value_size, reuses)
     insert_budget = 1 << 63 if insert_budget is None else insert_budget
     reserve = capacity // 16 if reserve is None else reserve
     if insert_budget < 0:
@@ -78,6 +83,7 @@ def choose_constants(
         reserve=reserve,
         persistent=persistent,
         created_ns=time.time_ns(),
+        policy=policy,
     )
 
 

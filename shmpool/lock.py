@@ -52,20 +52,20 @@ T = TypeVar("T")
 # it again once every attachment has a description of its own; until then, and for ever if the hook was skipped or interrupted
 # by an exception, the child is refused. Reading the byte costs 30 ns; os.getpid() would cost 60 and a counter set by
 # the hooks would prove nothing about forks that bypass them.
-_marked: Final = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+own_mark: Final = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 _MADV_WIPEONFORK: Final = 18
-_marked.madvise(_MADV_WIPEONFORK)
-_marked[0] = 1
+own_mark.madvise(_MADV_WIPEONFORK)
+own_mark[0] = 1
 
 
 def is_own_process() -> bool:
     """Whether this process may use the attachments it finds: it made them, or the fork hooks made them its own."""
-    return bool(_marked[0])
+    return bool(own_mark[0])
 
 
 def adopt_process() -> None:
     """For the fork hook, in the child, once every attachment is either its own or closed."""
-    _marked[0] = 1
+    own_mark[0] = 1
 
 
 class Described(Protocol):
@@ -118,7 +118,7 @@ class ByteLock:
         if self.is_mine():
             self.refuse_reentry()
         with self._mutex:
-            if not _marked[0] or self._file.fd < 0:
+            if not own_mark[0] or self._file.fd < 0:
                 self._refuse_closed()
             try:
                 fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
@@ -139,7 +139,7 @@ class ByteLock:
         )
 
     def _refuse_closed(self) -> None:
-        why = "was closed by another thread" if _marked[0] else "was forked without Python's fork hooks and is not attached"
+        why = "was closed by another thread" if own_mark[0] else "was forked without Python's fork hooks and is not attached"
         raise PoolClosedError(f"{self.what}: {why}. Nothing was changed; other processes are not affected. Attach again.")
 
     def shut_out(self, body: Callable[[*Ts], T], /, *args: *Ts) -> T:
@@ -177,7 +177,7 @@ class StripeLock(ByteLock):
         if self._mutex._is_owned():  # noqa: SLF001 - as is_mine, spared a call
             self.refuse_reentry()
         with self._mutex:
-            if not _marked[0] or self._file.fd < 0:
+            if not own_mark[0] or self._file.fd < 0:
                 self._refuse_closed()
             admitted: list[object] = []
             try:

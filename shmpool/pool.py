@@ -4,11 +4,14 @@ Guarantees:
 - Equal bytes give equal refs, in any two processes, for as long as the pool lives; two racing interns make one record.
 - `resolve` returns the bytes that were interned under the ref, or raises.
 - A process may be killed at any instant: the others go on, and lose nothing that was ever returned to anyone.
+- A topic stays as long as anyone holds it (under `forever`: always), and its ref never names another.
 - After an error nothing is half done.
 """
 
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from operator import index
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self
@@ -17,9 +20,12 @@ import numpy as np
 
 from shmpool import lifetime
 from shmpool.errors import PoolBusyError, PoolCorruptError, PoolExistsError, PoolNotFoundError
+from shmpool.holding import Holder, HoldingStore
 from shmpool.inspection import Finding, PoolStats, TopicCount, read_stats
 from shmpool.layout import TopicRef
 from shmpool.lock import Semaphores
+from shmpool.policy import Policy
+from shmpool.reuse import Clock
 from shmpool.segment import Segment
 from shmpool.store import Refs, Store
 
@@ -50,8 +56,10 @@ class Pool:
         reserve: int | None = None,
         process_count: int = 256,
         persistent: bool = False,
+        policy: Policy | None = None,
         cache_size: int = DEFAULT_CACHE_SIZE,
-    ) -> Self:
+        clock: Clock = time.monotonic_ns,
+    ) -> "Pool":
         """Make a new pool and attach to it.
 
         capacity: topics it holds. Memory follows use, so ask for what could come.
@@ -62,7 +70,9 @@ class Pool:
         reserve: topics at the end of capacity that `intern` may take and `admit` may not; by default a sixteenth.
         process_count: processes that can be attached at once.
         persistent: whether it stays when the last process closes it.
+        policy: when topics go; by default never.
         cache_size: topics that this process remembers privately (see `intern`).
+        clock: gives monotonic nanoseconds, for topics that nobody holds; the same in all processes, so inject it in tests only.
 
         Raises PoolExistsError, PoolFullError (no shared memory), ValueError for options that no pool can have.
         """
@@ -75,27 +85,28 @@ class Pool:
             reserve=reserve,
             process_count=process_count,
             persistent=persistent,
+            policy=policy,
         )
-        return cls._settle(lambda: lifetime.create(name, constants), cache_size, lifetime.undo_create)
+        return cls._settle(lambda: lifetime.create(name, constants), cache_size, clock, lifetime.undo_create)
 
     @classmethod
-    def attach(cls, name: str, *, cache_size: int = DEFAULT_CACHE_SIZE) -> Self:
+    def attach(cls, name: str, *, cache_size: int = DEFAULT_CACHE_SIZE, clock: Clock = time.monotonic_ns) -> "Pool":
         """Attach to the pool of that name.
 
         Raises PoolNotFoundError; PoolCorruptError, PoolVersionError or PoolError for what is no pool of this user and version;
         PoolFullError where the process table or the host's memory is full. Whatever is refused is left as it is.
         """
-        return cls._settle(lambda: lifetime.attach(name), cache_size, lifetime.undo_attach)
+        return cls._settle(lambda: lifetime.attach(name), cache_size, clock, lifetime.undo_attach)
 
     @classmethod
-    def open(cls, name: str, **options: Any) -> Self:
+    def open(cls, name: str, **options: Any) -> "Pool":
         """Attach to the pool of that name, or create it with `options`, those of `create`, where there is none.
 
         An existing pool keeps its own options. Raises what `attach` and `create` do.
         """
         for _ in range(_RACE_TRIES):
             try:
-                return cls.attach(name, cache_size=options.get("cache_size", DEFAULT_CACHE_SIZE))
+                return cls.attach(name, **{key: options[key] for key in ("cache_size", "clock") if key in options})
             except PoolNotFoundError:
                 pass
             try:
@@ -114,10 +125,12 @@ class Pool:
 
     @classmethod
     def _settle(
-        cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, undo: Callable[[Segment, Semaphores], None]
-    ) -> Self:
+        cls, take_seat: Callable[[], lifetime.Seat], cache_size: int, clock: Clock, undo: Callable[[Segment, Semaphores], None]
+    ) -> "Pool":
         seat = take_seat()  # no exception of a signal handler fits between this call's return and the `try`
         try:
+            if seat.segment.constants.policy.counts_holds:
+                return HoldingPool(HoldingStore(seat, cache_size, clock))
             return cls(Store(seat, cache_size))
         except BaseException:
             undo(seat.segment, seat.semaphores)
@@ -127,6 +140,7 @@ class Pool:
         """Not for users: see `create`, `attach` and `open`."""
         self.name = store.name
         self.constants = store.constants
+        self.policy = store.constants.policy
         self._store = store
         self._capacity = self.constants.geometry.capacity
         self._max_value_size = self.constants.geometry.max_value_size
@@ -161,6 +175,9 @@ class Pool:
 
     def intern(self, value: bytes) -> TopicRef:
         """The ref of a value, inserting it if it is new. For names this host subscribes to, publishes or allow-lists.
+
+        Unless the policy is `forever`, each call takes a hold, to be given back with `release`: until then the topic stays. A
+        process that ends, however it does, loses its holds; a forked child has none.
 
         Raises TypeError for anything but bytes, ValueError for too long a value, PoolFullError when capacity, the insert
         budget, the arena or the host's memory is used up; nothing is changed then.
@@ -230,7 +247,38 @@ class Pool:
         return value
 
     def release(self, ref: TopicRef) -> None:
-        """Does nothing: this pool never evicts, so there is nothing to give back."""
+        """Give back one hold that `intern` took. Under `forever` there are none: it does nothing, whatever the ref.
+
+        Raises NotHeldError, and nothing was changed, if this process does not hold the ref; StaleRefError if its topic went. In a
+        finalizer or signal handler that interrupted an operation of its own thread it is done by that thread's next operation.
+        """
+
+    def release_many(self, refs: "Refs | Iterable[TopicRef]") -> None:
+        """`release` for n refs. Raises at the first that cannot be given back; those before it were."""
+        for ref in refs:
+            self.release(TopicRef(int(ref)))
+
+    @contextmanager
+    def hold(self, value: bytes) -> Iterator[TopicRef]:
+        """Hold a value for the length of a `with` block, and give its ref. Raises what `intern` does."""
+        ref = self.intern(value)
+        try:
+            yield ref
+        finally:
+            self.release(ref)
+
+    def holders(self, ref: TopicRef) -> tuple[Holder, ...]:
+        """The processes that hold a ref, and how often; under `forever` none. Raises StaleRefError."""
+        self.resolve(ref)
+        return ()
+
+    def reap(self) -> int:
+        """Give back what killed processes held, and return how many holds that was.
+
+        Happens by itself when room is needed and when a killed process's row is taken, and `shmpool.gc()` does it.
+        """
+        self._store.check_open()
+        return 0
 
     def __contains__(self, value: bytes) -> bool:
         return self.lookup(value) is not None
@@ -282,14 +330,16 @@ class Pool:
         return read_stats(self._store.stripes, self._store.attachment.row)
 
     def top(self, k: int, by: str = "uses") -> list[TopicCount]:
-        """The k topics most often interned or looked up, by all processes, most used first. About 2 us for each topic held.
+        """The k topics most often interned or looked up by all processes ("uses"), or held by most ("holds"), most first. About
+        2 us for each topic in the pool.
 
-        Raises ValueError for another order; this pool has no holds to go by.
+        Raises ValueError for another order, and for "holds" where the policy is `forever`, which counts none.
         """
-        if by != "uses":
-            raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; this pool never evicts and counts only 'uses'")
+        orders = ("uses", "holds") if self.policy.counts_holds else ("uses",)
+        if by not in orders:
+            raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; under policy {self.policy} it goes by {orders}")
         self._store.flush()
-        return self._store.top(k)
+        return self._store.top(k, by)
 
     def check(self) -> list[Finding]:
         """Everything in the segment that contradicts something else; empty means sound. Locks one stripe at a time."""
@@ -364,6 +414,74 @@ class Pool:
             raise error
         rest = iter(found.tolist())
         return np.fromiter((next(rest if cell is None else cell) for cell in cells), np.uint64, len(cells))
+
+
+class HoldingPool(Pool):
+    """A Pool whose policy lets topics go, so that holds are counted. `Pool.create`, `attach` and `open` give it."""
+
+    _store: HoldingStore
+
+    def __init__(self, store: HoldingStore) -> None:
+        super().__init__(store)
+        hot = store.held.hot()
+        self._take, self._give, self._use = hot.take, hot.give, hot.use
+        self._by_ref = store.held.by_ref  # stays the same for good
+
+    def intern(self, value: bytes) -> TopicRef:
+        ref = self._take(value)
+        return self._intern(value, self._capacity) if ref is None else ref
+
+    def admit(self, value: bytes) -> TopicRef:
+        ref = self._take(value)
+        return self._intern(value, self._capacity - self.constants.reserve) if ref is None else ref
+
+    def release(self, ref: TopicRef) -> None:
+        if self._give(ref):
+            return
+        store = self._store
+        store.check_open()
+        try:
+            store.release(TopicRef(index(ref)))
+        except ValueError:
+            store.check_open()
+            raise
+
+    def lookup(self, value: bytes) -> TopicRef | None:
+        ref = self._use(value)
+        return super().lookup(value) if ref is None else ref
+
+    def resolve(self, ref: TopicRef) -> bytes:
+        try:
+            return self._by_ref[ref][3]
+        except (KeyError, TypeError):
+            pass
+        store = self._store
+        store.check_open()
+        try:
+            return store.resolve(index(ref))
+        except ValueError:
+            store.check_open()
+            raise
+
+    def holders(self, ref: TopicRef) -> tuple[Holder, ...]:
+        self._store.check_open()
+        return self._store.holders(index(ref))
+
+    def reap(self) -> int:
+        return self._store.reap()
+
+    def _refs_of(self, values: list[bytes], capacity: int | None) -> Refs:
+        self._store.check_open()
+        values = [self._check_value(value, None if capacity is None else self._max_value_size) for value in values]
+        if capacity is None:
+            return np.array([self.lookup(value) or 0 for value in values], np.uint64)
+        held: list[TopicRef] = []
+        try:
+            held.extend(map(self.intern, values))
+        except BaseException:
+            self.release_many(held)
+            raise
+        return np.array(held, np.uint64)
 
 
 def _attach_again(name: str, pool_id: int, cache_size: int) -> Pool:

@@ -5,15 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-import numpy as np
-
-from shmpool.arena import read_record, record_size
+from shmpool.arena import read_record
 from shmpool.errors import PoolCorruptError, PoolVersionError
 from shmpool.hashing import make_hasher
 from shmpool.inspection import Finding, TopicCount, check_chunks, check_rows, recover_and_check
-from shmpool.layout import RECORD_SIZE, TopicRef
+from shmpool.layout import LOW_40, RECORD_SIZE, TopicRef
+from shmpool.ledger import Snapshot
 from shmpool.stripe import Stripes
-from shmpool.topics import open_stripes, read_topics, read_uses
+from shmpool.topics import open_stripes, read_counts, read_topics
 from shmpool.view import View, open_view
 
 _TRIES: Final = 5
@@ -91,14 +90,16 @@ def resolve(name: str, refs: list[int]) -> list[bytes | None]:
 
 
 def _resolve(stripes: Stripes, ref: int) -> bytes | None:
-    offset, chunk_size = ref - stripes.origin, stripes.geometry.chunk_size
-    if not 0 <= offset <= stripes.limit() - RECORD_SIZE or offset % 8:
+    offset, chunk_size = ref - stripes.origin & LOW_40, stripes.geometry.chunk_size
+    if ref < stripes.origin or offset > stripes.limit() - RECORD_SIZE or offset % 8:
         return None
     record = read_record(stripes.segment, offset)
-    if not record.live or offset % chunk_size + record_size(record.size) > chunk_size or not stripes.points_at(record):
+    if not record.live or offset % chunk_size + record.end - offset > chunk_size or stripes.ref_of(record) != ref:
+        return None
+    if not stripes.points_at(record):
         return None
     problems: list[str] = []
-    for topic in read_topics(stripes, [record], np.zeros(0, np.uint64), problems):
+    for topic in read_topics(stripes, [record], Snapshot(), problems):
         return topic.value
     raise PoolCorruptError(f"pool {stripes.segment.pool_name!r}: the value of ref {ref} is damaged. Run `shmpool check`.")
 
@@ -124,4 +125,4 @@ def all_topics(name: str) -> Iterator[tuple[Iterator[TopicCount], list[str]]]:
         view.load_topics()
         problems = list(header_problems)
         stripes = open_stripes(view)
-        yield read_topics(stripes, stripes.records(), read_uses(stripes, problems), problems), problems
+        yield read_topics(stripes, stripes.records(), read_counts(stripes, problems), problems), problems

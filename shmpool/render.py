@@ -207,7 +207,7 @@ def _policy(report: Report) -> str:
     constants = report.header.constants
     if not constants:
         return ""
-    return "forever, persistent" if constants.persistent else "forever"
+    return f"{constants.policy}, persistent" if constants.persistent else str(constants.policy)
 
 
 def _counts(counters: Counters) -> list[str]:

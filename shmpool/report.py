@@ -18,6 +18,7 @@ from shmpool.inspection import (
     ProcessStats,
     TopicCount,
     check_rows,
+    counts_of,
     read_chunks,
     read_processes,
 )
@@ -28,8 +29,11 @@ from shmpool.layout import (
     GROWTHS,
     INTENT,
     INTENT_INSERT,
+    INTENT_REUSE,
+    INTENT_SETTLE,
     INTENT_SHIFT,
     INTENT_TAKE_CHUNK,
+    OCCUPIED,
     OFFSET_MASK,
     RECORD_SIZE,
     ROLLBACKS,
@@ -42,11 +46,13 @@ from shmpool.lock import others_hold
 from shmpool.processes import ProcessState, command_of, state_of
 from shmpool.stripe import Stripes
 from shmpool.table import read_table
-from shmpool.topics import noting, open_stripes, read_topics, read_uses, used
+from shmpool.topics import noting, open_stripes, read_counts, read_topics
 from shmpool.view import Header, View, open_view
 
 PoolState = Literal["in use", "idle", "abandoned", "damaged", "other version", "no pool", "unreadable"]
-_INTENTS: Final = {0: "", INTENT_INSERT: "insert", INTENT_TAKE_CHUNK: "take a chunk"}
+_INTENTS: Final = {
+    0: "", INTENT_INSERT: "insert", INTENT_TAKE_CHUNK: "take a chunk", INTENT_REUSE: "insert", INTENT_SETTLE: "hold or free"
+}
 
 
 class Fill(NamedTuple):
@@ -82,7 +88,8 @@ class StripeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessReport:
-    """One row of the process table. A dead row is of a process that was killed; the next to attach adds it to the totals."""
+    """One row of the process table. A dead row is of a process that was killed; the next to attach adds it to the totals, and
+    gives its holds back."""
 
     row: int
     pid: int
@@ -90,6 +97,7 @@ class ProcessReport:
     command: str | None
     attached_ns: int
     counters: Counters
+    holds: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -226,6 +234,7 @@ def _describe(row: ProcessStats) -> ProcessReport:
         command=command_of(row.pid, row.start_time) if row.live else None,
         attached_ns=row.attached_ns,
         counters=row.counters,
+        holds=row.holds,
     )
 
 
@@ -274,7 +283,7 @@ def _probe_lengths(stripes: Stripes, stripe: int) -> NDArray[np.int64]:
     rows were read: their records are being inserted, or they are damaged, which `check` tells."""
     _, word, bits, _ = stripes.table(stripe)
     slots = read_table(stripes.segment.words, word, 1 << bits)
-    places = np.flatnonzero(slots)
+    places = np.flatnonzero(slots & np.uint64(OCCUPIED))
     offsets = (slots[places] & np.uint64(OFFSET_MASK)).astype(np.int64)
     known = offsets <= stripes.limit() - RECORD_SIZE
     records = np.frombuffer(
@@ -288,10 +297,10 @@ def _probe_lengths(stripes: Stripes, stripe: int) -> NDArray[np.int64]:
 
 
 def _add_topics(report: Report, stripes: Stripes, top: int, *, with_topics: bool) -> None:
-    uses = read_uses(stripes, report.problems)
+    counts = read_counts(stripes, report.problems)
     with noting(report.problems):
-        counted = ((-used(stripes, record, uses), record.offset, record) for record in stripes.records())
+        counted = ((-counts_of(stripes, record, counts)[0], record.offset, record) for record in stripes.records())
         best = [record for *_, record in nsmallest(top, counted)]
-        report.top = list(read_topics(stripes, best, uses, report.problems))
+        report.top = list(read_topics(stripes, best, counts, report.problems))
         if with_topics:
-            report.topics = list(read_topics(stripes, stripes.records(), uses, report.problems))
+            report.topics = list(read_topics(stripes, stripes.records(), counts, report.problems))

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool import lifetime
-from shmpool.arena import read_record, read_value, record_size
+from shmpool.arena import read_record, read_value
 from shmpool.attachment import Attachment
 from shmpool.cache import Cache
 from shmpool.errors import PoolClosedError, PoolCorruptError, PoolError, PoolFullError, StaleRefError
@@ -55,7 +55,7 @@ class Store:
             StripeLock(segment, STRIPE_BYTES + stripe, f"pool {self.name!r}, stripe {stripe}", semaphore)
             for stripe, semaphore in enumerate(seat.semaphores)
         ]
-        self.stripes = Stripes(segment, grow_lock)
+        self.stripes = self._make_stripes(grow_lock)
         engine = self.stripes.engine
         self._hash = engine.hash if engine else make_hasher(self.constants.hash_key)
         self._find: Callable[[bytes], int | None] = engine.find if engine else _ask_python
@@ -72,6 +72,9 @@ class Store:
         self.attachment.locks = (*self.locks, grow_lock)
         self.attachment.on_fork_in_child = self._after_fork
         _stores.add(self)
+
+    def _make_stripes(self, grow_lock: ByteLock) -> Stripes:
+        return Stripes(self.segment, grow_lock)
 
     def check_open(self) -> None:
         """Raises PoolClosedError unless this process is attached."""
@@ -236,7 +239,7 @@ class Store:
             raise self._stale(ref)
         record = read_record(self.segment, offset)
         chunk_size = self.constants.geometry.chunk_size
-        if not record.live or record.generation or offset % chunk_size + record_size(record.size) > chunk_size:
+        if not record.live or record.generation or offset % chunk_size + record.end - offset > chunk_size:
             raise self._stale(ref)
         value = read_value(self.segment, record)
         if not self.stripes.points_at(record):
@@ -328,10 +331,19 @@ class Store:
             stripes.rollbacks,
             stripes.rollforwards,
             self.uses_dropped,
+            *self._turnover(),
         )
         start = self.attachment.row_word + FIRST_COUNTER
         for counter, count in enumerate(counts):
             self.segment.words[start + counter] = count
+
+    def _turnover(self) -> tuple[int, int, int]:
+        """Frees, evictions and reaped holds by this process."""
+        return 0, 0, 0
+
+    def _forget(self) -> None:
+        """Drop what is remembered of the pool: it belongs to a parent process, or to before a reset."""
+        self.cache.clear()
 
     def empty_cache(self) -> None:
         """Forget every ref; the uses are counted first, those that other threads make meanwhile included."""
@@ -347,9 +359,9 @@ class Store:
 
     # ---- the whole pool
 
-    def top(self, k: int) -> list[TopicCount]:
-        """The k topics most used by all processes, as of each one's last flush."""
-        return count_topics(self.stripes, k, self._hash)
+    def top(self, k: int, by: str) -> list[TopicCount]:
+        """The k topics most used by all processes, as of each one's last flush, or most held."""
+        return count_topics(self.stripes, k, by, self._hash)
 
     def check(self) -> list[Finding]:
         """Everything that contradicts something else; empty means sound. Locks one stripe at a time."""
@@ -374,14 +386,18 @@ class Store:
             self.locks[stripe].run(self._lock_all_and_reset, stripe + 1)
             return
         with self._flushing:
+            self._before_reset()
             try:
                 lifetime.reset(self.attachment)
             finally:
                 # Even if that was interrupted: the segment tells what holds now.
                 self.stripes.refresh()
-                self.cache.clear()
+                self._forget()
                 for unfinished in self.stripes.unfinished():
                     self.stripes.recover(unfinished)
+
+    def _before_reset(self) -> None:
+        """For who counts in the ledgers, which start over."""
 
     # ---- the end
 
@@ -398,11 +414,15 @@ class Store:
                 if not self.closed:
                     self.empty_cache()
                     self.closed = "is being closed"
+                self._give_back_all()
                 self.seat.gate.run(self._leave, 0)
             self.segment.close()  # what an interrupted close has left of it
             self.closed = "was closed"
             self.attachment.retire()
             _stores.discard(self)
+
+    def _give_back_all(self) -> None:
+        """Where holds are counted: the end of those that are left."""
 
     def _leave(self, stripe: int) -> None:
         if stripe < len(self.locks):
@@ -430,7 +450,7 @@ class Store:
 
     def _after_fork(self) -> None:
         """In a forked child: nothing counted or remembered yet, and no row at all if none could be had."""
-        self.cache.clear()
+        self._forget()
         self._start_counting()
         if not self.attachment.is_seated:
             self.closed = "was forked inside one of its own operations, or found no free row, and is closed"

@@ -33,6 +33,7 @@ from shmpool.layout import (
     CHUNK_OWNER_MASK,
     CHUNK_USED_SHIFT,
     COUNT,
+    GENERATION_SHIFT,
     GROWTHS,
     INTENT,
     INTENT_INSERT,
@@ -47,7 +48,11 @@ from shmpool.layout import (
     ROLLFORWARDS,
     STRIPE_WORDS,
     TABLE,
+    TABLE_BITS_MASK,
+    TABLE_REGION_SHIFT,
+    TABLE_SERIAL_SHIFT,
     WORD_SIZE,
+    TopicRef,
     seal,
     unseal,
 )
@@ -55,8 +60,7 @@ from shmpool.lock import ByteLock
 from shmpool.segment import Segment
 from shmpool.table import build, ceiling, find, find_slot, make_slot, read_table
 
-_PLACE: Final = (1 << INTENT_SHIFT) - 1
-
+PLACE_MASK: Final = (1 << INTENT_SHIFT) - 1
 
 Item = tuple[int, bytes, int]  # a value's hash, the value, and what `find` gave for it
 
@@ -174,8 +178,9 @@ class Stripes:
             raise self._corrupt(f"stripe {stripe}: its table word is of epoch {epoch}, and the pool's is {self.epoch}")
         if epoch != self.epoch:
             return _EMPTY  # untouched since the pool was made or reset
-        bits, region = place & 0xFF, place >> 8
-        if not MIN_TABLE_BITS <= bits <= self.geometry.max_table_bits or region > 1:
+        bits, region = place & TABLE_BITS_MASK, place >> TABLE_REGION_SHIFT & 1
+        is_first = not place >> TABLE_SERIAL_SHIFT  # of its size: there are no others where nothing goes
+        if not MIN_TABLE_BITS <= bits <= self.geometry.max_table_bits or not (is_first or self.geometry.reuses):
             raise self._corrupt(f"stripe {stripe}: its table word names no table (2**{bits} slots in region {region})")
         start = self.geometry.table_offset(stripe, region, bits)
         if not self.segment.is_written(start, WORD_SIZE << bits):  # an honest one was, before its word was stored
@@ -433,17 +438,19 @@ class Stripes:
         intent = words[row + INTENT]
         if not intent:
             return
-        operation, place = intent >> INTENT_SHIFT, intent & _PLACE
-        if operation == INTENT_INSERT:
-            forward = self._recover_insert(stripe, place)
-        elif operation == INTENT_TAKE_CHUNK:
-            forward = self._recover_take_chunk(stripe, place)
-        else:
+        forward = self._recover(stripe, intent >> INTENT_SHIFT, intent & PLACE_MASK)
+        if forward is None:
             raise self._corrupt(f"stripe {stripe}: its intent is {intent:#x}, which is none")
         words[row + (ROLLFORWARDS if forward else ROLLBACKS)] += 1
         words[row + INTENT] = 0
         self.rollforwards += forward  # no mutex: a signal handler that recovers another stripe would wait for its own thread
         self.rollbacks += not forward
+
+    def _recover(self, stripe: int, operation: int, place: int) -> bool | None:
+        """Whether an operation that was begun was finished, or else undone; None where there is no such operation."""
+        if operation == INTENT_INSERT:
+            return self._recover_insert(stripe, place)
+        return self._recover_take_chunk(stripe, place) if operation == INTENT_TAKE_CHUNK else None
 
     def _start(self, stripe: int) -> None:
         """Make the stripe empty; may die anywhere and be run again, for the table word comes last."""
@@ -499,6 +506,18 @@ class Stripes:
         limit = self.limit()
         for chunk in range(limit // self.geometry.chunk_size):
             yield from walk(self.segment, chunk, read_chunk(self.segment, chunk, self.epoch).used)
+
+    def ref_of(self, record: Record) -> TopicRef:
+        """The ref of a live record."""
+        return TopicRef(self.origin + (record.generation << GENERATION_SHIFT | record.offset))
+
+    def is_still(self, record: Record) -> bool:
+        """Whether what was read through a record's header since it was read is its own."""
+        return record.live  # nothing here ever goes
+
+    def unheld_total(self) -> int:
+        """Topics that nobody holds, where that is counted."""
+        return 0
 
     def columns(self, offsets: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The columns in a ledger of the records at arena offsets that `find` or `insert` gave, shapes (n,)."""

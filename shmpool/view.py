@@ -119,8 +119,8 @@ class View(Segment):
         self.load(geometry.tables_offset, geometry.ledgers_offset)
         self.load(geometry.arena_offset, geometry.total_size)
 
-    def load_uses(self) -> None:
-        """Ledgers; after the rows."""
+    def load_ledgers(self) -> None:
+        """Ledgers of uses and holds; after the rows."""
         self.load(self.constants.geometry.ledgers_offset, self.constants.geometry.arena_offset)
 
     def reload_stripe(self, stripe: int, epoch: int) -> bool:
@@ -133,6 +133,9 @@ class View(Segment):
         tables = geometry.tables_offset + stripe * geometry.stripe_tables_size
         self.load(geometry.chunks_offset, geometry.tables_offset)
         self.load(tables, tables + geometry.stripe_tables_size)
+        if geometry.reuses:
+            self.load(geometry.totals_offset, geometry.chunks_offset)
+            self.load(geometry.holds_offset, geometry.arena_offset)
         states = np.frombuffer(self.words, np.uint64, geometry.chunk_count, geometry.chunks_offset)
         owned = (states >> np.uint64(CHUNK_EPOCH_SHIFT) == epoch) & (states & np.uint64(CHUNK_OWNER_MASK) == stripe + 1)
         for chunk in np.flatnonzero(owned).tolist():

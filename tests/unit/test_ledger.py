@@ -119,7 +119,7 @@ def test_a_dead_row_is_folded_exactly_once_whoever_is_killed_at_any_step_of_it(n
 def hits_and_uses(name: str) -> tuple[int, dict[int, int]]:
     """What a reader without a row sees: all hits, and uses by column."""
     segment = segments.attach(name)
-    snapshot = take_snapshot(segment, with_uses=True)
+    snapshot = take_snapshot(segment, with_topics=True)
     segment.close()
     columns = snapshot.uses.nonzero()[0].tolist()
     return int(snapshot.counters.sum(axis=0)[0]), {column: int(snapshot.uses[column]) for column in columns}

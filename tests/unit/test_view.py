@@ -81,7 +81,7 @@ def test_a_view_is_open_for_reading_only_unmapped_and_holds_no_lock(pool: Pool) 
         assert view is not None
         view.load_rows()
         view.load_topics()
-        view.load_uses()
+        view.load_ledgers()
 
         assert os.get_blocking(view.fd) is False
         assert flags_of(view.fd) & os.O_ACCMODE == os.O_RDONLY
@@ -115,7 +115,7 @@ def test_a_large_empty_pool_costs_neither_time_nor_memory_to_copy(new_pool_name:
 
         view.load_rows()
         view.load_topics()
-        view.load_uses()
+        view.load_ledgers()
 
         assert resident_size() - before < 64 << 20
         assert pool.stats().memory_size < 1 << 20

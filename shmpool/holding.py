@@ -1,0 +1,406 @@
+"""Holding: a store whose policy lets topics go, so that a process holds the topics it uses.
+
+Guarantees:
+- A topic that some process holds stays, whoever dies. Holds are counted in the row of the process that has them, which nobody
+  else writes while it lives; a topic's count is the sum. There is no shared counter that could leak.
+- A process that is killed or closes loses exactly its own holds. Those of a killed one are given back by whoever takes its row,
+  needs room, or calls `reap`.
+- A ref of a topic that went is stale for ever: it carries the generation of its record's space.
+
+A hold that is not the process's first of a topic, nor its last, is a plain store into its own row (held.py): nobody frees a topic
+that has one.
+"""
+
+import platform
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, TypeVar, TypeVarTuple
+
+import numpy as np
+
+from shmpool.arena import Record, read_record, read_value, space_size
+from shmpool.attachment import is_live
+from shmpool.errors import NotHeldError, PoolBusyError, PoolError, PoolFullError, StaleRefError
+from shmpool.held import Held
+from shmpool.layout import (
+    GENERATION_SHIFT,
+    HOLDS,
+    LOW_40,
+    PID,
+    PROCESS_BYTES,
+    RECORD_SIZE,
+    USES_MASK,
+    USES_TAG_SHIFT,
+    TopicRef,
+)
+from shmpool.ledger import holding_rows, holds_of, ledger_word, read_holds, row_word
+from shmpool.lifetime import Seat
+from shmpool.lock import ByteLock, try_lock, unlock
+from shmpool.reuse import Clock, Place, ReusingStripes
+from shmpool.store import BATCH, Refs, Store
+
+Ts = TypeVarTuple("Ts")
+T = TypeVar("T")
+
+# A CPU that reorders loads or stores may show a record's second word before its bytes, and `find_live` believes it: there reads
+# are done under the stripe's lock, whose system calls order everything.
+READS_LOCK: Final = platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
+_SWEEP_SHARE: Final = 8  # topics that are too old are looked for this often in the time after which they are
+_SWEEP_NS: Final = 10_000_000  # and at most this often: it costs about 50 us a stripe
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a topic how often. A row that is not live is a killed process's."""
+
+    row: int
+    pid: int
+    live: bool
+    count: int
+
+
+class HoldingStore(Store):
+    """What a process does with its seat in a pool that counts holds. Threads may share it."""
+
+    stripes: ReusingStripes
+
+    def __init__(self, seat: Seat, cache_size: int, clock: Clock) -> None:
+        self._clock = clock
+        self.held = Held(seat.segment.words, cache_size)
+        super().__init__(seat, cache_size)
+
+    def _make_stripes(self, grow_lock: ByteLock) -> ReusingStripes:
+        return ReusingStripes(self.segment, grow_lock, self._clock)
+
+    def _start_counting(self) -> None:
+        super()._start_counting()
+        self.stripes.frees = self.stripes.evictions = self.reaped = 0
+        self._uses_gone = 0  # that this process counted of topics that went
+        self._unreleased: deque[TopicRef] = deque()  # given back where the lock could not be waited for
+        self._oldest: deque[tuple[int, int, int]] = deque()  # stamp, stripe, arena offset of who was unheld longest at a look
+        self._next_sweep = 0
+        self._reaping = threading.RLock()
+        self._row_is_clean = False
+
+    # ---- values and refs
+
+    def intern(self, value: bytes, capacity: int) -> TopicRef:
+        """The ref of a value, held once more by this process. Raises PoolFullError."""
+        self._catch_up()
+        hash_ = self._hash(value)
+        stripe = hash_ * self._stripe_count >> 64
+        while True:
+            try:
+                return self.locks[stripe].run(self._hold, stripe, hash_, value, capacity)
+            except PoolFullError:
+                if not self._make_room(stripe, value, capacity):
+                    raise
+
+    def _hold(self, stripe: int, hash_: int, value: bytes, capacity: int) -> TopicRef:
+        stripes = self.stripes
+        stripes.recover(stripe)
+        got = stripes.hold(stripe, hash_, value, self._place_of)
+        if got is None:
+            if self._room(stripe, capacity) <= 0:
+                raise self._full(capacity)
+            got = stripes.insert_held(stripe, hash_, value, self._place_of)
+        handle, place = got
+        ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
+        self._count_use(place.uses, handle >> GENERATION_SHIFT)
+        self.held.add((ref, place.holds, place.uses, value))
+        return ref
+
+    def _place_of(self, column: int) -> Place:
+        return Place(*self.attachment.commit_column(column))
+
+    def _count_use(self, word: int, generation: int) -> None:
+        words = self.segment.words
+        uses = words[word]
+        if uses >> USES_TAG_SHIFT == generation:
+            words[word] = uses + 1
+        else:
+            words[word] = generation << USES_TAG_SHIFT | 1
+            self._uses_gone += uses & USES_MASK
+
+    def lookup(self, value: bytes) -> TopicRef:
+        """The ref of a value, or 0; it is not held. May miss one that is being inserted at this instant."""
+        hash_ = self._hash(value)
+        stripe = hash_ * self._stripe_count >> 64
+        while True:
+            origin = self.stripes.origin
+            handle = self._read(stripe, self.stripes.find, stripe, hash_, value)
+            if origin == self.stripes.origin:
+                break
+        if handle < 0:
+            self.misses += 1
+            return TopicRef(0)
+        record = read_record(self.segment, handle & LOW_40)
+        try:
+            if record.live and record.generation == handle >> GENERATION_SHIFT:
+                self._count_use(self._place_of(self.stripes.column(record)).uses, record.generation)
+            else:
+                self.uses_dropped += 1  # it went just now
+        except PoolFullError:
+            self.uses_dropped += 1
+        return TopicRef(origin + handle)
+
+    def _read(self, stripe: int, body: "Callable[[*Ts], T]", *args: *Ts) -> T:
+        return self.locks[stripe].run(body, *args) if READS_LOCK else body(*args)
+
+    def resolve(self, ref: int) -> bytes:
+        """The value of a ref, held or not. Raises StaleRefError, PoolCorruptError for a damaged value."""
+        record = self._record_of(ref)
+        return self._read(self.constants.geometry.stripe_of(record.hash), self._resolve, ref, record)
+
+    def _resolve(self, ref: int, record: Record) -> bytes:
+        value = read_value(self.segment, record)
+        is_pointed_at = self.stripes.points_at(record)
+        if not is_pointed_at or self.stripes.is_expired(record.offset) or not self.stripes.is_still(record):
+            raise self._stale(ref)
+        if self._hash(value) != record.hash:
+            raise self._damaged(ref)
+        return value
+
+    def _record_of(self, ref: int) -> Record:
+        """The record that a ref names, as it stands. Raises StaleRefError unless it is live and of the ref's generation."""
+        handle = ref - self.stripes.origin
+        offset = handle & LOW_40
+        if handle < 0 or offset > self.stripes.limit() - RECORD_SIZE or offset % 8:
+            raise self._stale(ref)
+        record = read_record(self.segment, offset)
+        chunk_size = self.constants.geometry.chunk_size
+        if (
+            not record.live
+            or record.generation != handle >> GENERATION_SHIFT
+            or record.ordinal >= self.constants.geometry.stripe_capacity
+            or offset % chunk_size + record.end - offset > chunk_size
+        ):
+            raise self._stale(ref)
+        return record
+
+    def _stale(self, ref: int) -> StaleRefError:
+        return StaleRefError(
+            f"pool {self.name!r}: {ref} names no topic any more: nobody held it and it went, or it is of another pool or from "
+            "before a reset. Nothing was changed; intern the value again, and hold it as long as its ref is used."
+        )
+
+    def items(self) -> Iterator[tuple[TopicRef, bytes]]:
+        for record in self.stripes.records():
+            ref = self.stripes.ref_of(record)
+            try:
+                value = self._read(self.constants.geometry.stripe_of(record.hash), self._resolve, ref, record)
+            except StaleRefError:
+                continue  # it went meanwhile
+            yield ref, value
+
+    # ---- giving back
+
+    def release(self, ref: TopicRef) -> None:
+        """Give one hold of this process back. Raises NotHeldError, StaleRefError; nothing was changed then."""
+        with suppress(PoolBusyError):
+            self._catch_up()
+        self._release(ref)
+        with suppress(PoolBusyError):
+            self._trim()
+
+    def _release(self, ref: TopicRef) -> None:
+        record = self._record_of(ref)
+        stripe = self.constants.geometry.stripe_of(record.hash)
+        try:
+            self.locks[stripe].run(self._give_back, stripe, ref)
+        except PoolBusyError:
+            # A finalizer or signal handler inside an operation of its own thread. Nobody can be waited for; the next operation
+            # does it instead.
+            if not self.count_of(ref):
+                raise self._not_held(ref) from None
+            self._unreleased.append(ref)
+
+    def _give_back(self, stripe: int, ref: TopicRef) -> None:
+        self.stripes.recover(stripe)
+        record = self._record_of(ref)
+        column = self.stripes.column(record)
+        if not self.held.drop(ref) and not self.attachment.holds_at(column):
+            raise self._not_held(ref)
+        if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
+            raise self._not_held(ref)
+
+    def _not_held(self, ref: int) -> NotHeldError:
+        return NotHeldError(
+            f"pool {self.name!r}: this process does not hold {ref} (any more): there is nothing to give back. Nothing was "
+            "changed. Release each ref as often as it was interned, by the process that interned it; forked children hold none."
+        )
+
+    def count_of(self, ref: int) -> int:
+        """How often this process holds a ref. Raises StaleRefError."""
+        return self.attachment.holds_at(self.stripes.column(self._record_of(ref)))
+
+    def holders(self, ref: int) -> tuple[Holder, ...]:
+        """Who holds a ref, and how often. Raises StaleRefError."""
+        words, own_row = self.segment.words, self.attachment.row
+        return tuple(
+            Holder(row, words[row_word(self.segment, row) + PID], is_live(self.segment, row, own_row), count)
+            for row, count in holds_of(self.segment, self.stripes.column(self._record_of(ref)), self.stripes.epoch)
+        )
+
+    def _catch_up(self) -> None:
+        """What is due before the next operation, nearly always nothing."""
+        if not self._row_is_clean:
+            # The row was a killed process's, and its holds are there yet: before one is added they are given back.
+            self.reaped += self._reap_row(self.attachment.row)
+            self._row_is_clean = True
+        for _ in range(len(self._unreleased)):
+            with suppress(IndexError, NotHeldError, StaleRefError):  # another thread's by now; of a reset since
+                self._release(self._unreleased.popleft())
+        if self.constants.policy.ttl_ns:
+            self._sweep()
+
+    # ---- killed processes
+
+    def reap(self) -> int:
+        """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
+        self.check_open()
+        if self._reaping._is_owned() or not self._reaping.acquire(blocking=False):  # type: ignore[attr-defined]  # noqa: SLF001
+            return 0
+        try:
+            return sum(map(self._reap_if_gone, holding_rows(self.segment)))
+        finally:
+            self._reaping.release()
+
+    def _reap_if_gone(self, row: int) -> int:
+        # Whoever holds the row's byte may write to it; nobody can take the row meanwhile.
+        if row == self.attachment.row or not read_holds(self.segment, row).any():
+            return 0
+        byte = PROCESS_BYTES + row
+        try:
+            if not try_lock(self.segment.fd, byte):
+                return 0
+            count = self._reap_row(row)
+        finally:
+            unlock(self.segment.fd, byte)
+        self.reaped += count
+        self._trim()
+        return count
+
+    def _reap_row(self, row: int) -> int:
+        holds = read_holds(self.segment, row)
+        columns = np.flatnonzero(holds)
+        start = ledger_word(self.segment, row, HOLDS)
+        for stripe in np.unique(columns % self._stripe_count).tolist():
+            own = columns[columns % self._stripe_count == stripe]
+            for first in range(0, len(own), BATCH):
+                self.locks[stripe].run(self._drop_row, stripe, start, own[first : first + BATCH])
+        return int(holds.sum())
+
+    def _drop_row(self, stripe: int, ledger: int, columns: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> None:
+        self.stripes.recover(stripe)
+        self.stripes.drop_row(stripe, ledger, columns)
+
+    # ---- topics that nobody holds
+
+    def _make_room(self, stripe: int, value: bytes, capacity: int) -> bool:
+        """After a PoolFullError: whether something was done that may help."""
+        if self.stripes.inserts >= self._insert_budget:
+            return False
+        if self.reap():
+            return True
+        if not self.constants.policy.keeps_unheld:
+            return False
+        if self.stripes.total() >= capacity:
+            return self._evict_oldest()
+        # It is this stripe that is full, or there is no more memory: then only a space of the same class helps.
+        is_full = self.stripes.count(stripe) >= self.constants.geometry.stripe_capacity
+        stamps, offsets = self.stripes.unheld(stripe)
+        for stamp, offset in sorted(zip(stamps.tolist(), offsets.tolist(), strict=True)):
+            record = read_record(self.segment, offset)
+            if (is_full or record.end - offset == space_size(len(value))) and self._evict(stripe, offset, stamp):
+                return True
+        return False
+
+    def _trim(self) -> None:
+        """Evict what is kept beyond what the policy allows."""
+        policy = self.constants.policy
+        if policy.keeps_unheld and not policy.ttl_ns:
+            while self.stripes.unheld_total() > policy.max_unheld and self._evict_oldest():
+                pass
+
+    def _evict_oldest(self) -> bool:
+        """Evict the topic that was not held for longest; whether there was one."""
+        for is_fresh in (False, True):
+            if is_fresh:
+                self._oldest = self._look_for_oldest()
+            with suppress(IndexError):
+                while True:
+                    # Whoever is not held since later comes later, so those that were oldest then are still; but they may be held
+                    # by now, or gone, which `_evict` looks at.
+                    stamp, stripe, offset = self._oldest.popleft()
+                    if self._evict(stripe, offset, stamp):
+                        return True
+        return False
+
+    def _look_for_oldest(self) -> "deque[tuple[int, int, int]]":
+        found: list[tuple[int, int, int]] = []
+        for stripe in range(self._stripe_count):
+            stamps, offsets = self.stripes.unheld(stripe)
+            found += zip(stamps.tolist(), [stripe] * len(stamps), offsets.tolist(), strict=True)
+        found.sort()
+        return deque(found[: max(64, len(found) // 8)])  # a look costs about 2 ms for 65,536 topics
+
+    def _evict(self, stripe: int, offset: int, stamp: int) -> bool:
+        return self.locks[stripe].run(self._evict_many, stripe, [(offset, stamp)]) > 0
+
+    def _evict_many(self, stripe: int, items: list[tuple[int, int]]) -> int:
+        self.stripes.recover(stripe)
+        return sum(self.stripes.evict(stripe, offset, stamp) for offset, stamp in items)
+
+    def _sweep(self) -> None:
+        """Evict what is too old, now and then: it is not found any more, but takes room."""
+        ttl, now = self.constants.policy.ttl_ns, self._clock()
+        if now < self._next_sweep:
+            return
+        self._next_sweep = now + max(ttl // _SWEEP_SHARE, _SWEEP_NS)
+        for stripe in range(self._stripe_count):
+            stamps, offsets = self.stripes.unheld(stripe)
+            old = stamps.astype(np.int64) <= now - ttl
+            items = list(zip(offsets[old].tolist(), stamps[old].tolist(), strict=True))
+            for first in range(0, len(items), BATCH):
+                self.locks[stripe].run(self._evict_many, stripe, items[first : first + BATCH])
+
+    # ---- counting
+
+    def flush(self) -> None:
+        """Publish this process's counters; do what is due. Uses and holds are published by themselves."""
+        self.check_open()
+        if self._flushing._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - a signal handler's, inside a flush
+            return
+        with suppress(PoolBusyError):
+            self._catch_up()
+        with self._flushing:
+            self.uses = self._uses_gone + self.attachment.uses_total()
+            self._publish_counters()
+
+    def count_batch(self, refs: Refs, *, is_lookup: bool) -> None:
+        """Nothing: each was counted."""
+
+    def _turnover(self) -> tuple[int, int, int]:
+        return self.stripes.frees, self.stripes.evictions, self.reaped
+
+    def _forget(self) -> None:
+        self.held.clear()
+
+    def empty_cache(self) -> None:
+        self._forget()
+        self.flush()
+
+    # ---- the whole pool
+
+    def _before_reset(self) -> None:
+        self._uses_gone += self.attachment.uses_total()
+        self._unreleased.clear()
+
+    def _give_back_all(self) -> None:
+        self._forget()
+        with suppress(PoolError):  # of a damaged pool they stay, as a killed process's do
+            self._reap_row(self.attachment.row)
