@@ -96,7 +96,11 @@ def read_topics(path: Path | None) -> list[str]:
 
 async def run(options: argparse.Namespace, topics: list[str]) -> Result:
     fleet_options = FleetOptions(
-        options.shards, interning=options.interning == "on", policy=Policy.parse(options.policy), seen=options.seen, seed=options.seed
+        options.shards,
+        interning=options.interning == "on",
+        policy=Policy.parse(options.policy),
+        seen=options.seen,
+        seed=options.seed,
     )
     async with run_fleet(fleet_options) as fleet, open_node(fleet.directory) as node:
         for topic in topics:

@@ -184,7 +184,11 @@ async def run_fleet(options: FleetOptions) -> AsyncIterator[Fleet]:
         directory = Path(tempfile.mkdtemp(prefix="fleet-", dir=os.environ.get("XDG_RUNTIME_DIR")))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
         pool, seen = _create_pools(stack, options)
-        info = FleetInfo(options.shard_count, pool and pool.name, seen and seen.name)
+        info = FleetInfo(
+            options.shard_count,
+            pool=None if pool is None else pool.name,  # not `if pool`: an empty one is falsy
+            seen_pool=None if seen is None else seen.name,
+        )
         info.write(directory)
         fleet = Fleet(directory, info, options, [made for made in (pool, seen) if made is not None])
         async with trio.open_nursery() as nursery:
@@ -209,8 +213,9 @@ def _create_pools(stack: ExitStack, options: FleetOptions) -> tuple[Pool | None,
         pool = stack.enter_context(Pool.create(name, policy=options.policy))
     if options.seen == "shared":
         ttl = Policy.ttl(seconds=GossipSubParams().seen_ttl_s)
-        create_seen = Pool.create(f"{name}-seen", capacity=SEEN_COUNT, max_value_size=MAX_ID_SIZE, reserve=0, policy=ttl)
-        seen = stack.enter_context(create_seen)
+        seen = stack.enter_context(
+            Pool.create(f"{name}-seen", capacity=SEEN_COUNT, max_value_size=MAX_ID_SIZE, reserve=0, policy=ttl)
+        )
     return pool, seen
 
 

@@ -16,7 +16,7 @@ from random import Random
 from typing import Generic
 from uuid import uuid4
 
-from shmpool import Pool
+from shmpool import Policy, Pool
 from tests.worker.counted import CountedTopics
 from worker.effects import Deliver, Effect, SendRPC, Validate, Verdict
 from worker.messages import RPC, Message, MessageId, PeerId
@@ -183,7 +183,7 @@ def digest(trace: list[str]) -> str:
 
 
 def storm(kind: str, seed: int) -> tuple[list[str], list[str]]:
-    """Trace and findings of one storm. `kind` says what the keys are, and whether routers share them."""
+    """Trace and findings of one storm. `kind` says what the keys are, whether routers share them, and the pool's policy."""
     if kind == "bytes":
         return _storm(seed, lambda _: BytesTopics())
     if kind == "bytes-shared":
@@ -191,9 +191,9 @@ def storm(kind: str, seed: int) -> tuple[list[str], list[str]]:
         return _storm(seed, lambda _: shared)
     if kind == "counted":
         return _storm(seed, lambda _: CountedTopics(origin=Random().randrange(2**39, 2**40)))
-    if kind == "pool":
+    if kind.startswith("pool, "):
         name = f"simulation-{uuid4().hex}"
-        with Pool.create(name) as pool:
+        with Pool.create(name, policy=Policy.parse(kind.removeprefix("pool, "))) as pool:
             return _storm(seed, lambda _: PoolTopics(pool))
     raise ValueError(kind)
 

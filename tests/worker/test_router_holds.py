@@ -6,19 +6,21 @@ import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
+from shmpool import Policy, Pool
 from tests.worker.counted import CountedTopics
 from tests.worker.harness import PARAMS, TOPIC, Harness, a_message, sent, validations
 from worker.effects import Effect, Verdict
 from worker.messages import MessageId
 from worker.params import GossipSubParams
 from worker.router import BACKOFF_CLEAN_TICKS
-from worker.topics import HeldDict
+from worker.topics import HeldDict, PoolTopics
 
 # Small, so that every table fills, overflows and empties within a few steps.
 SMALL = dataclasses.replace(
@@ -338,8 +340,27 @@ class AnyTrace(RuleBasedStateMachine):
                 assert self.bench.router.holds() == self.held() == {}
 
 
+class AnyTraceOfAPool(AnyTrace):
+    """The same over a real pool, which counts the holds itself and lets the topics go."""
+
+    def make_topics(self) -> Any:
+        name = f"router-holds-{uuid4().hex}"
+        self.pool = self.resources.enter_context(Pool.create(name, capacity=256, stripe_count=1, policy=Policy.refcount()))
+        return PoolTopics(self.pool)
+
+    def held(self) -> dict[bytes, int]:
+        held = {topic.value: topic.holds for topic in self.pool.top(len(NAMES) + 1, by="holds")}
+        assert self.pool.stats().holds == sum(held.values())
+        return held
+
+
 A_FEW = settings(max_examples=60, stateful_step_count=40)
+FEWER = settings(max_examples=20, stateful_step_count=30)
 
 
 def test_any_trace_that_ends_with_nobody_subscribed_leaves_no_holds() -> None:
     run_state_machine_as_test(AnyTrace, settings=A_FEW)
+
+
+def test_any_trace_that_ends_with_nobody_subscribed_leaves_a_refcounted_pool_empty() -> None:
+    run_state_machine_as_test(AnyTraceOfAPool, settings=FEWER)

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from shmpool import Pool
+from shmpool import Policy, Pool
 from worker.topics import BytesTopics, PoolTopics, interned
 
 NAMES = [b"/eth2/6a95a1a9/beacon_block/ssz_snappy", b"", b"\x00\xff not text", b"a", b"ab"]
 
 
-@pytest.fixture(params=["bytes", "pool"])
+@pytest.fixture(params=["bytes", "forever", "refcount", "lru:3", "ttl:60"])
 def topics(request: pytest.FixtureRequest, pool_name: str) -> Iterator[BytesTopics | PoolTopics]:
     if request.param == "bytes":
         yield BytesTopics()
     else:
-        with Pool.create(pool_name, max_value_size=64) as pool:
+        with Pool.create(pool_name, max_value_size=64, policy=Policy.parse(request.param)) as pool:
             yield PoolTopics(pool)
 
 
