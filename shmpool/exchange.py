@@ -88,6 +88,7 @@ def report_to_data(report: Report) -> dict[str, Any]:
         "probe_lengths": report.probe_lengths,
         "processes": [_process(process) for process in report.processes],
         "top": [topic_to_data(topic) for topic in report.top],
+        "top_by_holds": [topic_to_data(topic) for topic in report.top_held],
     }
     if constants:
         geometry = constants.geometry

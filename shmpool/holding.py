@@ -248,9 +248,7 @@ class HoldingStore(Store):
     def _catch_up(self) -> None:
         """What is due before the next operation, nearly always nothing."""
         if not self._row_is_clean:
-            # The row was a killed process's, and its holds are there yet: before one is added they are given back.
-            self.reaped += self._reap_row(self.attachment.row)
-            self._row_is_clean = True
+            self._clean_row()
         for _ in range(len(self._unreleased)):
             with suppress(IndexError, NotHeldError, StaleRefError):  # another thread's by now; of a reset since
                 self._release(self._unreleased.popleft())
@@ -259,13 +257,21 @@ class HoldingStore(Store):
 
     # ---- killed processes
 
+    def _clean_row(self) -> int:
+        """Give back what the process before held whose row this is; before this one has any."""
+        count = self._reap_row(self.attachment.row)
+        self._row_is_clean = True
+        self.reaped += count
+        return count
+
     def reap(self) -> int:
         """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
         self.check_open()
         if self._reaping._is_owned() or not self._reaping.acquire(blocking=False):  # type: ignore[attr-defined]  # noqa: SLF001
             return 0
         try:
-            return sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            own = 0 if self._row_is_clean else self._clean_row()
+            return own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
         finally:
             self._reaping.release()
 

@@ -1,4 +1,5 @@
-"""What nobody on this host uses any more, found and removed: pools whose last process was killed, turnstiles without a pool.
+"""What nobody on this host uses any more, found and removed: pools whose last process was killed, turnstiles without a pool, and
+holds of killed processes in pools that others use.
 
 Guarantees:
 - Nothing is touched that a process is attached to, that is persistent, that is another user's, or that this shmpool cannot read.
@@ -11,13 +12,18 @@ Guarantees:
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from shmpool import lifetime
 from shmpool import segment as segments
 from shmpool.errors import PoolError, PoolNotFoundError
-from shmpool.lock import semaphore_files
+from shmpool.layout import GATE_BYTE, PROCESS_BYTES
+from shmpool.ledger import holding_rows, read_holds
+from shmpool.lock import others_hold, semaphore_files
+from shmpool.pool import Pool
+from shmpool.segment import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +32,7 @@ class Leftover:
     not removed, and would not be without `dry_run` either."""
 
     path: str
-    kind: Literal["pool", "semaphore"]
+    kind: Literal["pool", "semaphore", "holds"]
     memory_size: int
     removed: bool
     note: str
@@ -36,8 +42,9 @@ class Leftover:
 def gc(*, dry_run: bool = False) -> list[Leftover]:
     """Remove this user's pools that nobody is attached to (but persistent ones) and semaphores that have no pool any more.
 
-    What is named as a pool and cannot be read is reported and kept, and so are semaphores that might then be its. With
-    `dry_run` nothing is removed. A pool's entry stands for its semaphores too. Safe beside all other operations.
+    In pools that are in use, or persistent, what killed processes held is given back. What is named as a pool and cannot be read
+    is reported and kept, and so are semaphores that might then be its. With `dry_run` nothing is changed. A pool's entry stands
+    for its semaphores too. Safe beside all other operations.
     """
     semaphores = semaphore_files()
     found: list[Leftover] = []
@@ -58,10 +65,34 @@ def gc(*, dry_run: bool = False) -> list[Leftover]:
             if lifetime.remove_abandoned(segment, dry_run=dry_run):
                 note = "nobody is attached: its last process was killed"
                 found.append(Leftover(segment.path, "pool", size, removed=not dry_run, note=note))
+                continue
+            held = _count_dead_holds(segment)
         finally:
             segment.close()
+        if held:
+            found.append(_give_back(name, held, dry_run=dry_run))
     orphans = [path for path, pool_id in semaphores if pool_id not in known]
     return found + list(_remove_semaphores(orphans, unreadable, dry_run=dry_run))
+
+
+def _count_dead_holds(segment: Segment) -> int:
+    if not segment.constants.policy.counts_holds or others_hold(segment.fd, GATE_BYTE):
+        return 0
+    with suppress(PoolError):  # damaged, which `check` tells
+        rows = [row for row in holding_rows(segment) if not others_hold(segment.fd, PROCESS_BYTES + row)]
+        return sum(int(read_holds(segment, row).sum()) for row in rows)
+    return 0
+
+
+def _give_back(name: str, held: int, *, dry_run: bool) -> Leftover:
+    path, note = segments.path_of(name), f"{held} holds of processes that were killed"
+    try:
+        if not dry_run:
+            with Pool.attach(name, cache_size=1) as pool:
+                note = f"{pool.reap()} holds of processes that were killed"
+    except PoolError as error:
+        return Leftover(path, "holds", 0, removed=False, note=f"{note}: {error}", kept=True)
+    return Leftover(path, "holds", 0, removed=not dry_run, note=note)
 
 
 def _remove_semaphores(paths: list[str], unreadable: str, *, dry_run: bool) -> Iterator[Leftover]:

@@ -73,7 +73,7 @@ def top(*, every: float) -> int:
 @as_json
 @click.option("--topics", "glob", is_flag=False, flag_value="*", metavar="[GLOB]",
               help="List every topic, or those that match; * is any number of characters.")
-@click.option("--top", type=click.IntRange(0), default=10, show_default=True, metavar="K", help="How many topics by uses.")
+@click.option("--top", type=click.IntRange(0), default=10, show_default=True, metavar="K", help="How many of the topics.")
 @click.option("--watch", is_flag=False, flag_value="2", type=click.FloatRange(0.1), metavar="[S]",
               help="Show it again every S seconds (2), in place on a terminal, until Ctrl-C.")
 def inspect(name: str, *, as_json: bool, glob: str | None, top: int, watch: float | None) -> int:

@@ -34,6 +34,8 @@ class PoolCollector(Collector):
             fill = seen.fill
             yield self._gauge("topics", "Topics in the pool.", fill.topics)
             yield self._gauge("capacity_topics", "Topics it may hold.", fill.capacity)
+            yield self._gauge("holds", "Holds of topics, those of killed processes included.", fill.holds)
+            yield self._gauge("unheld_topics", "Topics that nobody holds.", fill.unheld)
             yield self._gauge("arena_used_bytes", "Bytes of records.", fill.arena_used_size)
             yield self._gauge("arena_size_bytes", "Bytes there may be of records.", fill.arena_size)
         processes = GaugeMetricFamily("shmpool_processes", "Rows of the process table.", labels=("pool", "state"))

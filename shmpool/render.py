@@ -83,6 +83,8 @@ class Renderer:
             parts += ["", self._processes(report.processes, report.total)]
         if report.top:
             parts += ["", self.topics(report.top)]
+        if any(topic.holds for topic in report.top_held):
+            parts += ["", self.topics(report.top_held)]
         if report.topics is not None:
             parts += ["", self.topics(report.topics)]
         for style, lines in (("bold red", report.problems), ("yellow", list(hints(report)))):
@@ -90,9 +92,11 @@ class Renderer:
         return Group(*parts)
 
     def topics(self, topics: list[TopicCount]) -> Table:
-        table = self._table(">uses", ">ref", "topic")
+        with_holds = any(topic.holds for topic in topics)
+        table = self._table(">uses", *([">holds"] if with_holds else []), ">ref", "topic")
         for topic in topics:
-            table.add_row(f"{topic.uses:,}", str(topic.ref), Text(printable(topic.value), overflow="fold"))
+            counts = [f"{topic.uses:,}", f"{topic.holds:,}"] if with_holds else [f"{topic.uses:,}"]
+            table.add_row(*counts, str(topic.ref), Text(printable(topic.value), overflow="fold"))
         return table
 
     def _facts(self, report: Report) -> Table:
@@ -116,6 +120,8 @@ class Renderer:
         assert fill is not None
         table = Table.grid(padding=(0, 2))
         table.add_row("topics", f"{fill.topics:,} of {fill.capacity:,}", *self._bar(fill.topics, fill.capacity))
+        if report.header.constants and report.header.constants.policy.counts_holds:
+            table.add_row("holds", f"{fill.holds:,}, and {fill.unheld:,} topics that nobody holds")
         table.add_row(
             "arena", f"{show_size(fill.arena_used_size)} of {show_size(fill.arena_size)}",
             *self._bar(fill.arena_used_size, fill.arena_size),
@@ -152,16 +158,20 @@ class Renderer:
         return table
 
     def _processes(self, processes: list[ProcessReport], total: Counters) -> Table:
+        with_holds = any(process.holds for process in processes)
         table = self._table(
-            ">row", ">pid", "process", ">attached", ">hits", ">misses", ">inserts", ">waits", ">takeovers", "command"
+            ">row", ">pid", "process", ">attached", ">hits", ">misses", ">inserts", *([">holds"] if with_holds else []),
+            ">waits", ">takeovers", "command"
         )
         for each in processes:
             command = "" if each.command is None else printable(each.command)
             table.add_row(
-                str(each.row), str(each.pid), self._state(each.state), _age(each.attached_ns), *_counts(each.counters),
+                str(each.row), str(each.pid), self._state(each.state), _age(each.attached_ns),
+                *_counts(each.counters, each.holds if with_holds else None),
                 Text(command, overflow="ellipsis", no_wrap=True),
             )
-        table.add_row("", "", "all, ever", "", *_counts(total), "")
+        held = sum(process.holds for process in processes)
+        table.add_row("", "", "all, ever", "", *_counts(total, held if with_holds else None), "")
         return table
 
     def _bar(self, part: int, whole: int) -> list[RenderableType]:
@@ -199,6 +209,9 @@ def hints(report: Report) -> Iterator[str]:
         yield "The gate is held: some process is attaching or leaving."
     if report.live_count and report.live_count < len(report.processes):
         yield "Rows of dead processes are added to the totals when their row is needed."
+    held = sum(process.holds for process in report.processes if process.state == "dead")
+    if held:
+        yield f"Dead processes still hold {held:,} times; `shmpool gc` gives that back, and so does whoever needs the room."
     if report.fill and report.fill.topics > 0.9 * report.fill.capacity:
         yield "Nearly full: inserts will raise PoolFullError. Create the pool with a larger capacity."
 
@@ -210,9 +223,9 @@ def _policy(report: Report) -> str:
     return f"{constants.policy}, persistent" if constants.persistent else str(constants.policy)
 
 
-def _counts(counters: Counters) -> list[str]:
-    counts = (counters.hits, counters.misses, counters.inserts, counters.lock_waits, counters.takeovers)
-    return [f"{count:,}" for count in counts]
+def _counts(counters: Counters, holds: int | None) -> list[str]:
+    counts = (counters.hits, counters.misses, counters.inserts, holds, counters.lock_waits, counters.takeovers)
+    return [f"{count:,}" for count in counts if count is not None]
 
 
 def _age(then_ns: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool import segment as segments
+from shmpool.arena import Record
 from shmpool.errors import PoolCorruptError, PoolError, PoolNotFoundError
 from shmpool.inspection import (
     Counters,
@@ -42,6 +43,7 @@ from shmpool.layout import (
     STRIPE_WORDS,
     WORD_SIZE,
 )
+from shmpool.ledger import Snapshot
 from shmpool.lock import others_hold
 from shmpool.processes import ProcessState, command_of, state_of
 from shmpool.stripe import Stripes
@@ -57,7 +59,8 @@ _INTENTS: Final = {
 
 class Fill(NamedTuple):
     """How much of what was reserved is used. Sizes in bytes; `insert_budget` is what one process may insert, None if it has no
-    bound, and `inserts` the most that one attached process has."""
+    bound, and `inserts` the most that one attached process has. `holds` are of all processes, dead ones too, and `unheld` topics
+    have none; both are 0 where the policy counts none."""
 
     topics: int
     capacity: int
@@ -66,6 +69,8 @@ class Fill(NamedTuple):
     arena_size: int
     inserts: int
     insert_budget: int | None
+    holds: int
+    unheld: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +121,7 @@ class Report:
     probe_lengths: list[int] = field(default_factory=list)
     processes: list[ProcessReport] = field(default_factory=list)
     top: list[TopicCount] = field(default_factory=list)
+    top_held: list[TopicCount] = field(default_factory=list)
     topics: list[TopicCount] | None = None
 
     @property
@@ -130,6 +136,7 @@ def summarize(name: str, uid: int = -1) -> Report:
             report = _start(header, view)
             if view:
                 view.load_rows()
+                view.load_holds()
                 _add_rows(report, view)
             return _judge(report)
     except PoolNotFoundError:
@@ -143,7 +150,7 @@ def summarize(name: str, uid: int = -1) -> Report:
 
 
 def inspect(name: str, *, top: int = 10, with_topics: bool = False) -> Report:
-    """All that can be told of a pool; `top` topics by uses, and with `with_topics` every one, in order of their refs.
+    """All that can be told of a pool; `top` topics by uses and by holds, and with `with_topics` every one in order of refs.
 
     Raises PoolNotFoundError, PoolError for what is no file or may not be read.
     """
@@ -157,6 +164,7 @@ def _inspect(name: str, top: int, *, with_topics: bool) -> Report:
         report = _start(header, view)
         if view:
             view.load_rows()
+            view.load_ledgers()
             view.load_topics()
             stripes = _add_rows(report, view)
             if stripes:
@@ -215,6 +223,8 @@ def _add_fill(report: Report, stripes: Stripes) -> None:
         arena_size=geometry.arena_size,
         inserts=max((process.counters.inserts for process in report.processes if process.state != "dead"), default=0),
         insert_budget=None if constants.insert_budget >= 1 << 63 else constants.insert_budget,
+        holds=sum(process.holds for process in report.processes),
+        unheld=stripes.unheld_total(),
     )
 
 
@@ -299,8 +309,14 @@ def _probe_lengths(stripes: Stripes, stripe: int) -> NDArray[np.int64]:
 def _add_topics(report: Report, stripes: Stripes, top: int, *, with_topics: bool) -> None:
     counts = read_counts(stripes, report.problems)
     with noting(report.problems):
-        counted = ((-counts_of(stripes, record, counts)[0], record.offset, record) for record in stripes.records())
-        best = [record for *_, record in nsmallest(top, counted)]
-        report.top = list(read_topics(stripes, best, counts, report.problems))
+        report.top = list(read_topics(stripes, _most(stripes, top, counts, 0), counts, report.problems))
+        if stripes.geometry.reuses:
+            report.top_held = list(read_topics(stripes, _most(stripes, top, counts, 1), counts, report.problems))
         if with_topics:
             report.topics = list(read_topics(stripes, stripes.records(), counts, report.problems))
+
+
+def _most(stripes: Stripes, k: int, counts: Snapshot, which: int) -> list[Record]:
+    """The records of the k topics with the highest counts: of uses (0) or holds (1)."""
+    counted = ((-counts_of(stripes, record, counts)[which], record.offset, record) for record in stripes.records())
+    return [record for *_, record in nsmallest(k, counted)]

@@ -343,7 +343,9 @@ class ReusingStripes(Stripes):
         if not self._has_slot(self.table(stripe), record.hash, offset):
             return False
         stamp_word = self._stamp_word(offset)
-        if not words[stamp_word] or (stamp and words[stamp_word] != stamp) or holds_of(self.segment, self.column(record), self.epoch):
+        if not words[stamp_word] or (stamp and words[stamp_word] != stamp):
+            return False
+        if holds_of(self.segment, self.column(record), self.epoch):
             return False
         row = self._stripes_word + stripe * STRIPE_WORDS
         words[row + INTENT] = INTENT_SETTLE << INTENT_SHIFT | offset

@@ -119,6 +119,10 @@ class View(Segment):
         self.load(geometry.tables_offset, geometry.ledgers_offset)
         self.load(geometry.arena_offset, geometry.total_size)
 
+    def load_holds(self) -> None:
+        """Ledgers of holds, where there are any; after the rows."""
+        self.load(self.constants.geometry.holds_offset, self.constants.geometry.arena_offset)
+
     def load_ledgers(self) -> None:
         """Ledgers of uses and holds; after the rows."""
         self.load(self.constants.geometry.ledgers_offset, self.constants.geometry.arena_offset)
