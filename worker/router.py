@@ -96,7 +96,7 @@ class Router(Generic[K]):
         self._gossip = Gossip(topics, self._peers, self.params, rng)
         self._delivery = Delivery(
             topics, self._peers, self._mesh, self._gossip.mcache, self.params, message_id, is_authentic, self_id, self.stats,
-            seen or SeenCache(self.params.seen_ttl_s, self.params.max_seen_count),
+            SeenCache(self.params.seen_ttl_s, self.params.max_seen_count) if seen is None else seen,  # an empty one is falsy
         )
         self._unsaid: dict[PeerId, _Unsaid] = {}
         self._tick = 0
