@@ -73,7 +73,7 @@ async def kill_under_load(
     rng = Random(seed)
     replay = Replay(seen)
     with trio.fail_after(DEADLINE_S + kills * (life_s + 30)):
-        async with _peers(seed) as peers, _fleet(seen, peers) as (fleet, node), trio.open_nursery() as nursery:
+        async with peers_with_full_meshes(seed) as peers, fleet_of(seen, peers) as (fleet, node), trio.open_nursery() as nursery:
             nursery.start_soon(_hear, node, replay)
             with trio.CancelScope() as publishing:
                 nursery.start_soon(_publish, publishing, peers, replay, rate, rng)
@@ -92,10 +92,10 @@ async def kill_under_load(
 
 
 @asynccontextmanager
-async def _peers(seed: int) -> AsyncIterator[list[Host[bytes]]]:
+async def peers_with_full_meshes(seed: int, count: int = PEER_COUNT) -> AsyncIterator[list[Host[bytes]]]:
     async with AsyncExitStack() as stack:
         hosts: list[Host[bytes]] = []
-        for number in range(PEER_COUNT):
+        for number in range(count):
             secret = hashlib.sha256(b"peer %d of seed %d" % (number, seed)).digest()
             hosts.append(Host(BytesTopics(), secret=secret, on_message=lambda *_: None, params=PEERS, rng=Random(seed + number)))
             await stack.enter_async_context(hosts[-1].running("/ip4/127.0.0.1/tcp/0"))
@@ -105,7 +105,7 @@ async def _peers(seed: int) -> AsyncIterator[list[Host[bytes]]]:
 
 
 @asynccontextmanager
-async def _fleet(seen: str, peers: list[Host[bytes]]) -> AsyncIterator[tuple[Fleet, Node]]:
+async def fleet_of(seen: str, peers: list[Host[bytes]]) -> AsyncIterator[tuple[Fleet, Node]]:
     """One shard, connected to every peer, and an application that is subscribed, as every peer knows."""
     options = FleetOptions(1, peers=tuple(peer.addresses[0] for peer in peers), seen=seen)
     async with run_fleet(options) as fleet, open_node(fleet.directory) as node:

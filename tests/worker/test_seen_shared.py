@@ -6,17 +6,24 @@ import gc
 from collections.abc import Iterator
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import pytest
 import trio
 
 from shmpool import Policy, Pool, PoolFullError, TopicRef
 from tests.worker.harness import PARAMS, TOPIC, a_message, sent, validations
-from tests.worker.replay import kill_under_load
+from tests.worker.replay import DEADLINE_S, POLL_S, TOPICS, fleet_of, kill_under_load, peers_with_full_meshes
+from worker.bus import Greeting, connect
 from worker.effects import Verdict
+from worker.fleet import socket_path
+from worker.frames import REFS, Frame, Kind
+from worker.host import Host as PeerHost
 from worker.messages import RPC, ControlIHave, ControlMessage, Message, SubOpts
+from worker.node import Node
 from worker.router import Router, from_and_seqno
 from worker.seen import MAX_ID_SIZE, SeenCache, SharedSeen
+from worker.supervisor import Fleet
 from worker.topics import BytesTopics
 
 TTL_S = 10.0
@@ -190,7 +197,13 @@ def test_an_id_that_cannot_be_shared_is_counted_and_nothing_else(host: Host, mon
     assert not host.seen().has(b"id", host.now)
 
 
-# A real shard, really killed
+# A real shard, in the end really killed
+
+
+async def reported(node: Node) -> dict[str, Any]:
+    [report] = await node.report([])
+    return report
+
 
 # py-libp2p closes some of its sockets by leaving them to the garbage collector.
 fleet_test = pytest.mark.filterwarnings("ignore:Exception ignored in. <socket.socket:pytest.PytestUnraisableExceptionWarning")
@@ -201,6 +214,43 @@ def garbage_of_this_test() -> Iterator[None]:
     """Collected before the test ends, so that no other test is blamed."""
     yield
     gc.collect()
+
+
+@fleet_test
+@pytest.mark.usefixtures("garbage_of_this_test")
+def test_what_waits_for_an_application_that_does_not_read_is_not_settled() -> None:
+    count, data = 30, bytes(100_000)  # far more than a socket holds
+
+    async def test(peer: PeerHost[bytes], fleet: Fleet, node: Node, pool: Pool, nursery: trio.Nursery) -> None:
+        for topic in TOPICS:
+            await node.unsubscribe(topic)
+        idle = await connect(nursery, socket_path(fleet.directory, 0), REFS, Greeting(pool.name, "a test"))
+        await idle.send(Frame(Kind.SUBSCRIBE, pool.intern(TOPICS[0])))
+        assert (answer := await idle.receive()) is not None
+        assert answer.kind is Kind.DONE
+        while not peer.router.topic_peers(TOPICS[0]):
+            await trio.sleep(POLL_S)
+
+        for _ in range(count):
+            peer.publish(TOPICS[0], data)
+        while (report := await reported(node))["host"]["delivered"] < count:
+            await trio.sleep(POLL_S)
+        settled_unread = report["seen"]["settled"]
+        for _ in range(count):
+            await idle.receive()
+
+        assert settled_unread < count // 2
+        assert (await reported(node))["seen"]["settled"] == count
+
+    async def among_all() -> None:
+        with trio.fail_after(DEADLINE_S):
+            async with peers_with_full_meshes(1, count=1) as [peer], fleet_of("shared", [peer]) as (fleet, node):
+                async with trio.open_nursery() as nursery:
+                    assert node.pool is not None
+                    await test(peer, fleet, node, node.pool, nursery)
+                    nursery.cancel_scope.cancel()
+
+    trio.run(among_all)
 
 
 @fleet_test
