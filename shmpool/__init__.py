@@ -38,7 +38,12 @@ General layout. A module imports only from groups above its own:
 
     text         what is safe to print                       The command.
     exchange     JSON
+    facts        what a report says, in words and columns
     render       tables and bars
+    markup       trees that become a page
+    pictures     bars, the arena's map
+    page         a report for a browser
+    saving       files, whole or not at all
     live         top
     metrics      for Prometheus
     cli          errors and exit codes

@@ -13,46 +13,7 @@
  * Written for the stable ABI of Python 3.11, so that one build serves every later one.
  */
 
-#include <Python.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <string.h>
-
-/* Codes of layout.py. engine.py holds CODES against them and refuses a build that has others. */
-enum {
-    TABLE = 0, INTENT = 1, COUNT = 2, CHUNK = 3, STRIPE_WORDS = 8,
-    ARENA_LIMIT_WORD = 40,
-    RECORD_SIZE = 16, RECORD_WORDS = 2,
-    TAG_SHIFT = 40, OCCUPIED = 1,
-    META_ORDINAL_SHIFT = 32, META_SIZE_MASK = 0xFFFF,
-    INTENT_INSERT = 1, INTENT_SHIFT = 56,
-    CHUNK_EPOCH_SHIFT = 48, CHUNK_USED_SHIFT = 16, CHUNK_OWNER_MASK = 0xFFFF,
-    MAX_STRIPE_COUNT = 256,
-    SEAL_MODULUS = 251, SEAL_SHIFT = 56, SEAL_EPOCH_SHIFT = 40,
-};
-#define LOW_40 (((uint64_t)1 << 40) - 1)
-#define META_LIVE ((uint64_t)1 << 63)
-static const int64_t ODD = INT64_MIN; /* for stripe.py to look at; no offset and no ~index is that */
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *words;
-    uint64_t key[2];
-    uint64_t epoch; /* of the pool, and the table words of it that stripe.py has found sound, by stripe: both it tells us */
-    uint64_t known[MAX_STRIPE_COUNT];
-    uint64_t segment_words, stripe_bits, stripes_word, tables_word, stripe_tables_words, min_table_bits, max_table_bits;
-    uint64_t stripe_capacity, chunks_word, arena_word, arena_size, chunk_size;
-} Engine;
-
-typedef struct {
-    uint64_t state, word, slot_count;
-} Table;
-
-/* The one way to read a word: once. What another process may change at any time must not be read again after it was checked, and
- * the compiler may read a plain word as often as it likes. */
-static inline uint64_t load(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
-
-static inline void store(uint64_t *word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
+#include "_engine.h"
 
 /* ---- SipHash-1-3 (Aumasson and Bernstein, 2012, with one compression and three finalisation rounds) */
 
@@ -68,7 +29,7 @@ static inline void sip_round(uint64_t v[4])
     v[2] = ROTATE(v[2], 32);
 }
 
-static uint64_t siphash13(const uint64_t key[2], const char *bytes, uint64_t size)
+uint64_t siphash13(const uint64_t key[2], const char *bytes, uint64_t size)
 {
     uint64_t v[4] = {key[0] ^ 0x736f6d6570736575, key[1] ^ 0x646f72616e646f6d,
                      key[0] ^ 0x6c7967656e657261, key[1] ^ 0x7465646279746573};
@@ -94,31 +55,21 @@ static uint64_t siphash13(const uint64_t key[2], const char *bytes, uint64_t siz
 
 /* ---- words that are read */
 
-/* Whether a sealed word is sound; then its epoch (0: never written) and its value. */
-static bool unseal(uint64_t word, uint64_t *epoch, uint64_t *value)
-{
-    uint64_t body = word & (((uint64_t)1 << SEAL_SHIFT) - 1);
-    *epoch = body >> SEAL_EPOCH_SHIFT;
-    *value = body & LOW_40;
-    return !word || word >> SEAL_SHIFT == body % SEAL_MODULUS + 1;
-}
-
-/* Whether the stripe's table is known, or the stripe untouched in this epoch: then slot_count is 0. */
-static bool locate(const Engine *self, const uint64_t *words, uint64_t stripe, Table *table)
+bool locate(const Engine *self, const uint64_t *words, uint64_t stripe, Table *table)
 {
     uint64_t epoch, place;
     table->state = load(words + self->stripes_word + stripe * STRIPE_WORDS + TABLE);
     table->slot_count = 0;
     if (!unseal(table->state, &epoch, &place)) return false;
     if (!table->state || table->state != self->known[stripe]) return epoch < self->epoch;
-    table->slot_count = (uint64_t)1 << (place & 0xFF);
+    table->slot_count = (uint64_t)1 << (place & TABLE_BITS_MASK);
     table->word = self->tables_word + stripe * self->stripe_tables_words
-                  + 2 * (table->slot_count - ((uint64_t)1 << self->min_table_bits)) + (place >> 8) * table->slot_count;
+                  + 2 * (table->slot_count - ((uint64_t)1 << self->min_table_bits))
+                  + (place >> TABLE_REGION_SHIFT & 1) * table->slot_count;
     return true;
 }
 
-/* Whether the arena's limit is sound; then the bytes that are taken and committed. */
-static bool read_limit(const Engine *self, const uint64_t *words, uint64_t *limit)
+bool read_limit(const Engine *self, const uint64_t *words, uint64_t *limit)
 {
     uint64_t epoch;
     if (!unseal(load(words + ARENA_LIMIT_WORD), &epoch, limit) || epoch > self->epoch) return false;
@@ -152,10 +103,6 @@ static int64_t search(const Engine *self, const uint64_t *words, const Table *ta
     return ~(int64_t)table->slot_count;
 }
 
-static inline uint64_t make_slot(uint64_t hash, uint64_t offset) { return hash >> TAG_SHIFT << TAG_SHIFT | offset | OCCUPIED; }
-
-static uint64_t stripe_of(const Engine *self, uint64_t hash) { return self->stripe_bits ? hash >> (64 - self->stripe_bits) : 0; }
-
 static int64_t find(const Engine *self, const uint64_t *words, uint64_t hash, const char *value, uint64_t size)
 {
     uint64_t stripe = stripe_of(self, hash), limit, free_index;
@@ -174,12 +121,19 @@ static int64_t find(const Engine *self, const uint64_t *words, uint64_t hash, co
 
 /* ---- an insert, for who holds the stripe's lock */
 
-/* Whether free space is zero, as that of a chunk that was just taken is. Where it is not, stripe.py looks what it holds. */
-static bool is_clear(const uint64_t *words, uint64_t size)
+bool is_clear(const uint64_t *words, uint64_t size)
 {
     for (uint64_t i = 0; i < size / 8; i++)
         if (load(words + i)) return false;
     return true;
+}
+
+/* As `_used_of` of stripe.py: beyond an honest word's owner and epoch there is nothing left but the bytes used. */
+bool read_used(const Engine *self, const uint64_t *words, uint64_t chunk, uint64_t stripe, uint64_t *used)
+{
+    uint64_t owned = self->epoch << CHUNK_EPOCH_SHIFT | (stripe + 1), state = load(words + self->chunks_word + chunk);
+    *used = (state - owned) >> CHUNK_USED_SHIFT;
+    return state >= owned && !((state - owned) & CHUNK_OWNER_MASK) && *used % 8 == 0 && *used <= self->chunk_size;
 }
 
 /* The offset of the value's record; where one was inserted, ~offset. `place` of the chunk and its free bytes are what
@@ -196,12 +150,8 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
     uint64_t count = load(row + COUNT), ceiling = table.slot_count * 3 / 4, chunk = load(row + CHUNK) - 1; /* none: all bits set */
     if (ceiling > self->stripe_capacity) ceiling = self->stripe_capacity;
     if (!may_insert || index == table.slot_count || count >= ceiling || chunk >= limit / self->chunk_size) return ODD;
-    /* Beyond an honest word's owner and epoch there is nothing left but the bytes used. */
-    uint64_t owned = self->epoch << CHUNK_EPOCH_SHIFT | (stripe + 1), *chunk_word = words + self->chunks_word + chunk;
-    uint64_t state = load(chunk_word), used = (state - owned) >> CHUNK_USED_SHIFT, taken = (RECORD_SIZE + size + 7) & ~(uint64_t)7;
-    if (state < owned || (state - owned) & CHUNK_OWNER_MASK || used % 8 || used > self->chunk_size
-        || taken > self->chunk_size - used)
-        return ODD;
+    uint64_t used, *chunk_word = words + self->chunks_word + chunk, taken = (RECORD_SIZE + size + 7) & ~(uint64_t)7;
+    if (!read_used(self, words, chunk, stripe, &used) || taken > self->chunk_size - used) return ODD;
     uint64_t offset = chunk * self->chunk_size + used, *record = words + self->arena_word + offset / 8;
     if (!is_clear(record, taken)) return ODD;
     store(row + INTENT, (uint64_t)INTENT_INSERT << INTENT_SHIFT | offset);
@@ -213,7 +163,7 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
     }
     store(record + 1, META_LIVE | count << META_ORDINAL_SHIFT | size);
     store(words + table.word + index, make_slot(hash, offset)); /* commits */
-    store(chunk_word, owned + ((used + taken) << CHUNK_USED_SHIFT));
+    store(chunk_word, load(chunk_word) + (taken << CHUNK_USED_SHIFT));
     store(row + COUNT, count + 1);
     store(row + INTENT, 0);
     return ~(int64_t)offset;
@@ -221,29 +171,7 @@ static int64_t insert(const Engine *self, uint64_t *words, uint64_t hash, const 
 
 /* ---- Python */
 
-/* Not Py_RETURN_NONE: built by Python 3.12, where None is immortal, and run by 3.11, where it is not, that loses a reference. */
-static PyObject *none(void)
-{
-    Py_INCREF(Py_None);
-    return Py_None;
-}
-
-static bool read_value(PyObject *object, char **value, uint64_t *size)
-{
-    Py_ssize_t length;
-    if (PyBytes_AsStringAndSize(object, value, &length)) return false;
-    *size = (uint64_t)length;
-    return true;
-}
-
-static bool read_word(PyObject *object, uint64_t *word)
-{
-    *word = PyLong_AsUnsignedLongLong(object);
-    return *word != (uint64_t)-1 || !PyErr_Occurred();
-}
-
-/* Pin the segment; ValueError once it was released. */
-static bool pin(Engine *self, Py_buffer *buffer)
+bool pin(Engine *self, Py_buffer *buffer)
 {
     if (PyObject_GetBuffer(self->words, buffer, PyBUF_WRITABLE)) return false;
     if ((uint64_t)buffer->len / 8 >= self->segment_words && (uintptr_t)buffer->buf % 8 == 0) return true;
@@ -379,8 +307,8 @@ static PyObject *Engine_know_table(Engine *self, PyObject *const *args, Py_ssize
     uint64_t stripe, state, epoch, place;
     if (count != 2) return PyErr_Format(PyExc_TypeError, "know_table takes a stripe and its table word");
     if (!read_word(args[0], &stripe) || !read_word(args[1], &state)) return NULL;
-    if (stripe >> self->stripe_bits || !unseal(state, &epoch, &place) || epoch != self->epoch || place >> 8 > 1
-        || (place & 0xFF) < self->min_table_bits || (place & 0xFF) > self->max_table_bits)
+    if (stripe >> self->stripe_bits || !unseal(state, &epoch, &place) || epoch != self->epoch
+        || (place & TABLE_BITS_MASK) < self->min_table_bits || (place & TABLE_BITS_MASK) > self->max_table_bits)
         return PyErr_Format(PyExc_ValueError, "no table of this pool");
     self->known[stripe] = state;
     return none();
@@ -451,121 +379,6 @@ static void Engine_dealloc(Engine *self)
     Py_DECREF(type);
 }
 
-/* ---- holds that are neither the first nor the last of this process: see held.py, whose class this does the same as */
-
-typedef struct {
-    PyObject_HEAD
-    PyObject *words, *by_value, *by_ref;
-    Py_buffer mark; /* 1 unless this process was forked past the hooks */
-} Hot;
-
-/* The entry of a key, borrowed; NULL, and no exception, where there is none. Nobody else runs until the caller returns. */
-static PyObject *get_entry(const Hot *self, PyObject *entries, PyObject *key)
-{
-    PyObject *entry = PyDict_GetItemWithError(entries, key);
-    if (!entry) PyErr_Clear();
-    return entry && PyTuple_Check(entry) && *(char *)self->mark.buf ? entry : NULL;
-}
-
-/* The word of a count, by its index in an entry; NULL if it is not in the segment. */
-static uint64_t *count_word(const Py_buffer *buffer, PyObject *entry, Py_ssize_t place)
-{
-    PyObject *number = PyTuple_GetItem(entry, place);
-    uint64_t index;
-    if (!number || !read_word(number, &index) || index >= (uint64_t)buffer->len / 8) return NULL;
-    return (uint64_t *)buffer->buf + index;
-}
-
-/* Add 1 to the counts of an entry, from place `first` to 2, and give its ref; or None. */
-static PyObject *count_up(Hot *self, PyObject *value, Py_ssize_t first)
-{
-    Py_buffer buffer;
-    PyObject *entry = get_entry(self, self->by_value, value), *ref = NULL;
-    if (!entry) return none();
-    if (PyObject_GetBuffer(self->words, &buffer, PyBUF_WRITABLE)) return NULL;
-    uint64_t *holds = count_word(&buffer, entry, first), *uses = count_word(&buffer, entry, 2);
-    if (holds && uses && (ref = PyTuple_GetItem(entry, 0))) {
-        Py_INCREF(ref);
-        store(uses, load(uses) + 1);
-        if (holds != uses) store(holds, load(holds) + 1);
-    }
-    PyBuffer_Release(&buffer);
-    if (!ref && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "an entry's word is not in the segment");
-    return ref;
-}
-
-static PyObject *Hot_take(Hot *self, PyObject *value) { return count_up(self, value, 1); }
-
-static PyObject *Hot_use(Hot *self, PyObject *value) { return count_up(self, value, 2); }
-
-static PyObject *Hot_give(Hot *self, PyObject *ref)
-{
-    Py_buffer buffer;
-    PyObject *entry = get_entry(self, self->by_ref, ref);
-    bool given = false;
-    if (entry) {
-        if (PyObject_GetBuffer(self->words, &buffer, PyBUF_WRITABLE)) return NULL;
-        uint64_t *holds = count_word(&buffer, entry, 1);
-        given = holds && load(holds) > 1;
-        if (given) store(holds, load(holds) - 1);
-        PyBuffer_Release(&buffer);
-        if (PyErr_Occurred()) return NULL;
-    }
-    return PyBool_FromLong(given);
-}
-
-static PyObject *Hot_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
-{
-    static char *names[] = {"words", "by_value", "by_ref", "mark", NULL};
-    PyObject *words, *by_value, *by_ref, *mark;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!O!O!O", names, &PyMemoryView_Type, &words, &PyDict_Type, &by_value,
-                                     &PyDict_Type, &by_ref, &mark))
-        return NULL;
-    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
-    Hot *self = (Hot *)allocate(type, 0);
-    if (!self) return NULL;
-    if (PyObject_GetBuffer(mark, &self->mark, PyBUF_SIMPLE) || !self->mark.len) {
-        Py_DECREF(self);
-        return NULL;
-    }
-    Py_INCREF(words);
-    Py_INCREF(by_value);
-    Py_INCREF(by_ref);
-    self->words = words;
-    self->by_value = by_value;
-    self->by_ref = by_ref;
-    return (PyObject *)self;
-}
-
-static void Hot_dealloc(Hot *self)
-{
-    PyTypeObject *type = Py_TYPE((PyObject *)self);
-    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
-    if (self->mark.obj) PyBuffer_Release(&self->mark);
-    Py_CLEAR(self->words);
-    Py_CLEAR(self->by_value);
-    Py_CLEAR(self->by_ref);
-    release(self);
-    Py_DECREF(type);
-}
-
-static PyMethodDef hot_methods[] = {
-    {"take", (PyCFunction)Hot_take, METH_O, "Hold a value once more, and count a use; its ref, or None and nothing was changed."},
-    {"give", (PyCFunction)Hot_give, METH_O, "Give a hold back that is not the last; False, and nothing was changed, if it may be."},
-    {"use", (PyCFunction)Hot_use, METH_O, "Count a use; the ref, or None and nothing was changed."},
-    {NULL},
-};
-
-static PyType_Slot hot_slots[] = {
-    {Py_tp_new, Hot_new},
-    {Py_tp_dealloc, Hot_dealloc},
-    {Py_tp_methods, hot_methods},
-    {Py_tp_doc, "Counts of what a process holds, in the segment behind `words`."},
-    {0},
-};
-
-static PyType_Spec hot_spec = {"shmpool._engine.Hot", sizeof(Hot), 0, Py_TPFLAGS_DEFAULT, hot_slots};
-
 static PyMethodDef methods[] = {
     {"start_epoch", (PyCFunction)Engine_start_epoch, METH_O, "The pool's epoch; no table is known in it yet."},
     {"know_table", (PyCFunction)(void (*)(void))Engine_know_table, METH_FASTCALL, "A stripe and its table word, which is sound."},
@@ -595,21 +408,23 @@ static const struct { const char *name; uint64_t value; } codes[] = {
     CODE(TABLE), CODE(INTENT), CODE(COUNT), CODE(CHUNK), CODE(STRIPE_WORDS), CODE(ARENA_LIMIT_WORD), CODE(RECORD_SIZE),
     CODE(TAG_SHIFT), CODE(OCCUPIED), CODE(LOW_40), CODE(META_LIVE), CODE(META_ORDINAL_SHIFT), CODE(META_SIZE_MASK),
     CODE(INTENT_INSERT), CODE(INTENT_SHIFT), CODE(MAX_STRIPE_COUNT), CODE(CHUNK_EPOCH_SHIFT), CODE(CHUNK_USED_SHIFT), CODE(CHUNK_OWNER_MASK),
-    CODE(SEAL_MODULUS), CODE(SEAL_SHIFT), CODE(SEAL_EPOCH_SHIFT),
+    CODE(SEAL_MODULUS), CODE(SEAL_SHIFT), CODE(SEAL_EPOCH_SHIFT), CODE(TABLE_BITS_MASK), CODE(TABLE_REGION_SHIFT),
+    CODE(INTENT_REUSE), CODE(INTENT_SETTLE), CODE(TOMBSTONE), CODE(META_GENERATION_SHIFT), CODE(MAX_GENERATION),
+    CODE(META_ORDINAL_MASK), CODE(GENERATION_SHIFT), CODE(SHELF_WORDS), CODE(SPACES), CODE(TOMBSTONES), CODE(UNHELD), CODE(RETIRED),
+    CODE(FREE), CODE(PROCESS_WORDS), CODE(HOLDS), CODE(WORD_SIZE),
 };
 
 static int execute(PyObject *module)
 {
-    PyObject *type = PyType_FromSpec(&spec), *hot = PyType_FromSpec(&hot_spec), *dict = PyDict_New();
-    int failed = !type || !hot || !dict || PyModule_AddObjectRef(module, "Engine", type) || PyModule_AddObjectRef(module, "Hot", hot)
-                 || PyModule_AddObjectRef(module, "CODES", dict);
+    PyObject *type = PyType_FromSpec(&spec), *dict = PyDict_New();
+    int failed = !type || !dict || PyModule_AddObjectRef(module, "Engine", type) || PyModule_AddObjectRef(module, "CODES", dict)
+                 || !add_reuse(module, type);
     for (size_t i = 0; !failed && i < sizeof codes / sizeof *codes; i++) {
         PyObject *value = PyLong_FromUnsignedLongLong(codes[i].value);
         failed = !value || PyDict_SetItemString(dict, codes[i].name, value);
         Py_XDECREF(value);
     }
     Py_XDECREF(type);
-    Py_XDECREF(hot);
     Py_XDECREF(dict);
     return failed ? -1 : 0;
 }

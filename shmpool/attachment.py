@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from shmpool.errors import PoolError, PoolFullError
 from shmpool.layout import ATTACHED, HOLDS, PID, PROCESS_BYTES, START_TIME, USES_MASK, WORD_SIZE
-from shmpool.ledger import Words, clear_stale_ledger, commit_ledger, finish_fold, fold, ledger_word, row_word
+from shmpool.ledger import Words, clear_stale_ledger, finish_fold, fold, ledger_word, prepare_ledger, row_word
 from shmpool.lock import ALL_SIGNALS, ByteLock, adopt_process, forget_mutexes, is_own_process, others_hold, try_lock, unlock
 from shmpool.segment import Segment, all_segments, closer, reopen
 
@@ -63,10 +63,35 @@ class Attachment:
         """
         size = (column + 1) * WORD_SIZE
         if size > self._holds_committed:
-            self._holds_committed = commit_ledger(self.segment, self.row, size, HOLDS)
+            self._commit_holds(size)
         if size > self._ledger_committed:
-            self._ledger_committed = commit_ledger(self.segment, self.row, size)
+            self._commit_uses(size)
         return self.holds_word + column, self._ledger_word + column
+
+    @property
+    def ledgers(self) -> tuple[int, int, int, int]:
+        """The words at which this process's ledgers of holds and of uses start, each with how many columns are committed."""
+        return (
+            self.holds_word, self._holds_committed // WORD_SIZE, self._ledger_word, self._ledger_committed // WORD_SIZE
+        )
+
+    # Threads, and signal handlers, may commit more while one commits less: what was published must not shrink, or nobody would
+    # see the holds beyond it, and their topics would be freed. Between the look at how far it is and the stores Python calls
+    # nothing, so that nobody comes between (see held.py).
+
+    def _commit_holds(self, size: int) -> None:
+        words = self.segment.words
+        committed, word, content = prepare_ledger(self.segment, self.row, size, HOLDS)
+        if committed > self._holds_committed:
+            words[word] = content
+            self._holds_committed = committed
+
+    def _commit_uses(self, size: int) -> None:
+        words = self.segment.words
+        committed, word, content = prepare_ledger(self.segment, self.row, size)
+        if committed > self._ledger_committed:
+            words[word] = content
+            self._ledger_committed = committed
 
     def holds_at(self, column: int) -> int:
         """How often this process holds a column's topic."""
@@ -86,7 +111,7 @@ class Attachment:
             return
         count = int(columns.max()) + 1
         if count * WORD_SIZE > self._ledger_committed:
-            self._ledger_committed = commit_ledger(self.segment, self.row, count * WORD_SIZE)
+            self._commit_uses(count * WORD_SIZE)
         np.add.at(np.frombuffer(self.segment.words, np.uint64, count, self._ledger_word * WORD_SIZE), columns, uses)
 
     def forget_ledger(self) -> None:

@@ -1,4 +1,4 @@
-"""The compiled engine: searches and plain inserts of `stripe`, and the counts of `held`, in C over the same bytes (_engine.c).
+"""The compiled engine: what is plain sailing of `stripe`, `reuse` and `held`, in C over the same bytes (_engine.c, _reuse.c).
 
 Installing builds it where there is a C compiler. Where there is none all is done in plain Python, which is also what it is tested
 against, and what does everything but the plain case. Processes with and without it share a pool.
@@ -13,7 +13,7 @@ from typing import Final
 
 from shmpool import layout
 from shmpool.header import Constants
-from shmpool.layout import MIN_TABLE_BITS, WORD_SIZE, TopicRef
+from shmpool.layout import MIN_TABLE_BITS, PROCESS_WORDS, WORD_SIZE, Geometry, TopicRef
 
 Entry = tuple[TopicRef, int, int, bytes]  # a ref, the words of this process's holds and uses of it, and the value
 
@@ -41,9 +41,9 @@ else:
 
 
 def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | None":
-    """An engine over a segment's words, its epoch still to be started; or None, also where topics go: it knows no generations."""
+    """An engine over a segment's words, its epoch still to be started; or None."""
     geometry = constants.geometry
-    if ENGINE == "python" or geometry.reuses:
+    if ENGINE == "python":
         return None
     return _engine.Engine(
         words,
@@ -59,6 +59,20 @@ def make_engine(words: memoryview, constants: Constants) -> "_engine.Engine | No
         arena_word=geometry.arena_offset // WORD_SIZE,
         arena_size=geometry.arena_size,
         chunk_size=geometry.chunk_size,
+    )
+
+
+def make_turnover(engine: "_engine.Engine | None", geometry: Geometry) -> "_engine.Turnover | None":
+    """What the engine does beside where topics go; None without an engine."""
+    if engine is None:
+        return None
+    return _engine.Turnover(
+        engine,
+        shelves_word=geometry.shelves_offset // WORD_SIZE,
+        rows_word=geometry.totals_offset // WORD_SIZE + PROCESS_WORDS,
+        holds_word=geometry.holds_offset // WORD_SIZE,
+        ledger_words=geometry.ledger_size // WORD_SIZE,
+        process_count=geometry.process_count,
     )
 
 

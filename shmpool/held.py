@@ -35,7 +35,6 @@ class Held:
     def __init__(self, words: memoryview, size: int) -> None:
         self._words: Final = words
         self._size = max(1, size)
-        # All of `by_value` is in `by_ref`.
         self.by_value: dict[bytes, Entry] = {}
         self.by_ref: dict[TopicRef, Entry] = {}
 
@@ -49,13 +48,15 @@ class Held:
         self.by_ref[entry[0]] = entry
         self.by_value[entry[3]] = entry
 
-    def drop(self, ref: TopicRef) -> bool:
-        """Forget an entry; whether there was one. From then on its count changes only under the stripe's lock."""
-        entry = self.by_ref.get(ref)
-        if entry:
-            self.by_value.pop(entry[3], None)
-            self.by_ref.pop(ref, None)
-        return entry is not None
+    def drop(self, ref: TopicRef, value: bytes) -> Entry | None:
+        """Forget an entry, and give it, if there was one. From then on its count changes only under the stripe's lock.
+
+        By both keys, whatever the other says: a thread that adds while another is in the midst of `clear` leaves its entry in
+        `by_value` alone, and a hold that is then taken through it would be of a topic that went.
+        """
+        by_value, by_ref = self.by_value.pop(value, None), self.by_ref.pop(ref, None)
+        entry = by_ref or by_value
+        return entry if entry and entry[0] == ref else None  # of a damaged record, the value may be another's
 
     def clear(self) -> None:
         self.by_value.clear()

@@ -39,7 +39,7 @@ from shmpool.layout import (
 from shmpool.ledger import holding_rows, holds_of, ledger_word, read_holds, row_word
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, try_lock, unlock
-from shmpool.reuse import Clock, Place, ReusingStripes
+from shmpool.reuse import Clock, Ledgers, Place, ReusingStripes
 from shmpool.store import BATCH, Refs, Store
 
 Ts = TypeVarTuple("Ts")
@@ -71,6 +71,10 @@ class HoldingStore(Store):
         self._clock = clock
         self.held = Held(seat.segment.words, cache_size)
         super().__init__(seat, cache_size)
+        # At once: a process that only looks topics up would keep a killed one's from going for as long as it lives, and their
+        # holds would seem its own. Where the pool is damaged, the first operation that needs it tells.
+        with suppress(PoolError):
+            self._clean_row()
 
     def _make_stripes(self, grow_lock: ByteLock) -> ReusingStripes:
         return ReusingStripes(self.segment, grow_lock, self._clock)
@@ -88,30 +92,39 @@ class HoldingStore(Store):
     # ---- values and refs
 
     def intern(self, value: bytes, capacity: int) -> TopicRef:
-        """The ref of a value, held once more by this process. Raises PoolFullError."""
+        """The ref of a value, held once more by this process. Raises PoolFullError, PoolBusyError."""
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
         self._catch_up()
-        hash_ = self._hash(value)
-        stripe = hash_ * self._stripe_count >> 64
+        engine = self.stripes.engine
+        stripe = engine.stripe(value) if engine else self._hash(value) * self._stripe_count >> 64
         while True:
             try:
-                return self.locks[stripe].run(self._hold, stripe, hash_, value, capacity)
+                return self.locks[stripe].run(self._hold, stripe, value, capacity)
             except PoolFullError:
                 if not self._make_room(stripe, value, capacity):
                     raise
 
-    def _hold(self, stripe: int, hash_: int, value: bytes, capacity: int) -> TopicRef:
+    def _hold(self, stripe: int, value: bytes, capacity: int) -> TopicRef:
+        if self.closed:
+            self.check_open()
         stripes = self.stripes
-        stripes.recover(stripe)
-        got = stripes.hold(stripe, hash_, value, self._place_of)
-        if got is None:
-            if self._room(stripe, capacity) <= 0:
-                raise self._full(capacity)
-            got = stripes.insert_held(stripe, hash_, value, self._place_of)
-        handle, place = got
+        may_insert = self._room(stripe, capacity) > 0
+        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), may_insert=may_insert)
+        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity)
         ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
         self._count_use(place.uses, handle >> GENERATION_SHIFT)
         self.held.add((ref, place.holds, place.uses, value))
         return ref
+
+    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int) -> tuple[int, Place]:
+        self.stripes.recover(stripe)
+        held = self.stripes.hold(stripe, hash_, value, self._place_of)
+        if held:
+            return held
+        if self._room(stripe, capacity) <= 0:
+            raise self._full(capacity)
+        return self.stripes.insert_held(stripe, hash_, value, self._place_of)
 
     def _place_of(self, column: int) -> Place:
         return Place(*self.attachment.commit_column(column))
@@ -127,6 +140,9 @@ class HoldingStore(Store):
 
     def lookup(self, value: bytes) -> TopicRef:
         """The ref of a value, or 0; it is not held. May miss one that is being inserted at this instant."""
+        if not self._row_is_clean:  # once in a forked child
+            with suppress(PoolBusyError):
+                self._clean_row()
         hash_ = self._hash(value)
         stripe = hash_ * self._stripe_count >> 64
         while True:
@@ -148,7 +164,11 @@ class HoldingStore(Store):
         return TopicRef(origin + handle)
 
     def _read(self, stripe: int, body: "Callable[[*Ts], T]", *args: *Ts) -> T:
-        return self.locks[stripe].run(body, *args) if READS_LOCK else body(*args)
+        if not READS_LOCK:
+            return body(*args)
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
+        return self.locks[stripe].run(body, *args)
 
     def resolve(self, ref: int) -> bytes:
         """The value of a ref, held or not. Raises StaleRefError, PoolCorruptError for a damaged value."""
@@ -200,29 +220,37 @@ class HoldingStore(Store):
 
     def release(self, ref: TopicRef) -> None:
         """Give one hold of this process back. Raises NotHeldError, StaleRefError; nothing was changed then."""
-        with suppress(PoolBusyError):
-            self._catch_up()
+        if self._is_inside():
+            if self.count_of(ref) <= self._unreleased.count(ref):
+                raise self._not_held(ref)
+            self._unreleased.append(ref)  # for the next operation
+            return
+        self._catch_up()
         self._release(ref)
-        with suppress(PoolBusyError):
-            self._trim()
+        self._trim()
+
+    def _is_inside(self) -> bool:
+        """Whether this is a signal handler or finalizer inside an operation of its own thread, which may have any stripe's lock.
+
+        It must not wait for another: two processes whose finalizers give back what is in each other's stripe would wait for ever.
+        """
+        return self._reaping._is_owned() or any(map(ByteLock.is_mine, self.locks))  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _release(self, ref: TopicRef) -> None:
         record = self._record_of(ref)
         stripe = self.constants.geometry.stripe_of(record.hash)
-        try:
-            self.locks[stripe].run(self._give_back, stripe, ref)
-        except PoolBusyError:
-            # A finalizer or signal handler inside an operation of its own thread. Nobody can be waited for; the next operation
-            # does it instead.
-            if not self.count_of(ref):
-                raise self._not_held(ref) from None
-            self._unreleased.append(ref)
+        self.locks[stripe].run(self._give_back, stripe, ref)
 
     def _give_back(self, stripe: int, ref: TopicRef) -> None:
+        entry = self.held.drop(ref, read_value(self.segment, self._record_of(ref)))
+        if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
+            return
         self.stripes.recover(stripe)
         record = self._record_of(ref)
         column = self.stripes.column(record)
-        if not self.held.drop(ref) and not self.attachment.holds_at(column):
+        if not entry and not self.stripes.points_at(record):
+            raise self._stale(ref)  # bytes inside a value that imitate a record, and may name the column of what is held
+        if not entry and not self.attachment.holds_at(column):
             raise self._not_held(ref)
         if not self.stripes.give_back(stripe, ref - self.stripes.origin, self._place_of(column)):
             raise self._not_held(ref)
@@ -240,9 +268,12 @@ class HoldingStore(Store):
     def holders(self, ref: int) -> tuple[Holder, ...]:
         """Who holds a ref, and how often. Raises StaleRefError."""
         words, own_row = self.segment.words, self.attachment.row
+        record = self._record_of(ref)
+        if not self.stripes.points_at(record):
+            raise self._stale(ref)
         return tuple(
             Holder(row, words[row_word(self.segment, row) + PID], is_live(self.segment, row, own_row), count)
-            for row, count in holds_of(self.segment, self.stripes.column(self._record_of(ref)), self.stripes.epoch)
+            for row, count in holds_of(self.segment, self.stripes.column(record), self.stripes.epoch)
         )
 
     def _catch_up(self) -> None:
@@ -257,8 +288,18 @@ class HoldingStore(Store):
 
     # ---- killed processes
 
-    def _clean_row(self) -> int:
-        """Give back what the process before held whose row this is; before this one has any."""
+    def _clean_row(self) -> None:
+        """Give back what the process before held whose row this is, before this one has any: once, or a second thread, or a
+        signal handler, would take this process's own first holds for that one's."""
+        if self._is_inside():
+            self.seat.gate.refuse_reentry()
+        with self._reaping:
+            self._reap_own_row()
+        self._trim()
+
+    def _reap_own_row(self) -> int:
+        if self._row_is_clean:
+            return 0
         count = self._reap_row(self.attachment.row)
         self._row_is_clean = True
         self.reaped += count
@@ -267,11 +308,12 @@ class HoldingStore(Store):
     def reap(self) -> int:
         """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
         self.check_open()
-        if self._reaping._is_owned() or not self._reaping.acquire(blocking=False):  # type: ignore[attr-defined]  # noqa: SLF001
+        if self._is_inside() or not self._reaping.acquire(blocking=False):
             return 0
         try:
-            own = 0 if self._row_is_clean else self._clean_row()
-            return own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            count = self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
+            return count
         finally:
             self._reaping.release()
 
@@ -287,7 +329,6 @@ class HoldingStore(Store):
         finally:
             unlock(self.segment.fd, byte)
         self.reaped += count
-        self._trim()
         return count
 
     def _reap_row(self, row: int) -> int:
@@ -315,7 +356,8 @@ class HoldingStore(Store):
         if not self.constants.policy.keeps_unheld:
             return False
         if self.stripes.total() >= capacity:
-            return self._evict_oldest()
+            # To evict helps only if all that is needed can go: an `admit` that fails must not cost what nobody holds now.
+            return self.stripes.total() - self.stripes.unheld_total() < capacity and self._evict_oldest()
         # It is this stripe that is full, or there is no more memory: then only a space of the same class helps.
         is_full = self.stripes.count(stripe) >= self.constants.geometry.stripe_capacity
         stamps, offsets = self.stripes.unheld(stripe)
@@ -381,7 +423,7 @@ class HoldingStore(Store):
         self.check_open()
         if self._flushing._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - a signal handler's, inside a flush
             return
-        with suppress(PoolBusyError):
+        if not self._is_inside():
             self._catch_up()
         with self._flushing:
             self.uses = self._uses_gone + self.attachment.uses_total()
@@ -402,11 +444,16 @@ class HoldingStore(Store):
 
     # ---- the whole pool
 
-    def _before_reset(self) -> None:
-        self._uses_gone += self.attachment.uses_total()
+    def _start_over(self, uses: int) -> None:
+        self._uses_gone += uses
         self._unreleased.clear()
+        self._oldest.clear()
 
     def _give_back_all(self) -> None:
+        for lock in self.locks:
+            lock.shut_out(bool)  # threads that are inside come to an end, and with `closed` set no other takes a hold
         self._forget()
         with suppress(PoolError):  # of a damaged pool they stay, as a killed process's do
             self._reap_row(self.attachment.row)
+            self._trim()
+        self._publish_counters()  # what went with these holds, too, was freed by this process

@@ -145,6 +145,7 @@ INTENT_INSERT: Final = 1
 INTENT_TAKE_CHUNK: Final = 2
 INTENT_REUSE: Final = 3
 INTENT_SETTLE: Final = 4
+INTENT_REBUILD: Final = 5
 # A word of the ledger of uses: the record's generation << 48 | uses. Those of another generation are of a topic that went.
 USES_TAG_SHIFT: Final = 48
 USES_MASK: Final = (1 << 48) - 1

@@ -65,12 +65,12 @@ def ledger_size(segment: Segment, row: int, field: int = LEDGER) -> int:
     return size if epoch == _epoch(segment) else 0
 
 
-def commit_ledger(segment: Segment, row: int, size: int, field: int = LEDGER) -> int:
-    """Commit a row's ledger to at least `size` bytes and publish how far; returns that. Raises PoolFullError."""
+def prepare_ledger(segment: Segment, row: int, size: int, field: int = LEDGER) -> tuple[int, int, int]:
+    """Commit a row's ledger to at least `size` bytes; returns how far, and the word and the content that publish it. Raises
+    PoolFullError."""
     size = -(-size // PAGE_SIZE) * PAGE_SIZE
     segment.commit(ledger_word(segment, row, field) * WORD_SIZE, size)
-    segment.words[row_word(segment, row) + field] = seal(_epoch(segment), size)
-    return size
+    return size, row_word(segment, row) + field, seal(_epoch(segment), size)
 
 
 def clear_stale_ledger(segment: Segment, row: int, field: int = LEDGER) -> int:
@@ -152,7 +152,8 @@ def fold(segment: Segment, row: int) -> None:
         return
     size = ledger_size(segment, row)
     if clear_stale_ledger(segment, -1) < size:
-        commit_ledger(segment, -1, size)
+        _, word, content = prepare_ledger(segment, -1, size)
+        words[word] = content
     serial = (words[FOLD_WORD] >> _FOLD_SERIAL_SHIFT) + 1 & 0xFFFFFF
     words[FOLD_WORD] = serial << _FOLD_SERIAL_SHIFT | (row + 1)
     finish_fold(segment)

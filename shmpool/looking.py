@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import click
 from rich.console import Console, RenderableType
@@ -19,9 +20,11 @@ from shmpool.cli import FOUND, USAGE, complain
 from shmpool.errors import PoolNotFoundError
 from shmpool.live import run_top
 from shmpool.options import as_json, pool_name, print_json
+from shmpool.page import draw_page
 from shmpool.render import Renderer, make_console, show
 from shmpool.report import Report
-from shmpool.text import printable, to_json
+from shmpool.saving import save
+from shmpool.text import printable, show_size, to_json
 
 
 @click.command()
@@ -76,7 +79,9 @@ def top(*, every: float) -> int:
 @click.option("--top", type=click.IntRange(0), default=10, show_default=True, metavar="K", help="How many of the topics.")
 @click.option("--watch", is_flag=False, flag_value="2", type=click.FloatRange(0.1), metavar="[S]",
               help="Show it again every S seconds (2), in place on a terminal, until Ctrl-C.")
-def inspect(name: str, *, as_json: bool, glob: str | None, top: int, watch: float | None) -> int:
+@click.option("--html", "file", metavar="FILE",
+              help="Write it as one page for a browser, which needs nothing else, to FILE; - is standard output.")
+def inspect(name: str, *, as_json: bool, glob: str | None, top: int, watch: float | None, file: str | None) -> int:
     """Show all about a pool: header, fill, stripes, probe lengths, processes and the topics most used.
 
     Of a damaged pool, or one of another version, what can be read is shown, the rest is named in red, and the exit code is 1.
@@ -86,7 +91,10 @@ def inspect(name: str, *, as_json: bool, glob: str | None, top: int, watch: floa
     shmpool inspect gossip --topics '*beacon_block*' --top 0
     shmpool inspect gossip --json | jq '.processes[] | select(.state == "stopped")'
     shmpool inspect gossip --watch 0.5
+    shmpool inspect gossip --html gossip.html
     """
+    if file is not None and (as_json or watch is not None):
+        raise click.UsageError("--html goes with neither --json nor --watch")
     seen: list[Report] = []
 
     def look() -> Report:
@@ -101,8 +109,26 @@ def inspect(name: str, *, as_json: bool, glob: str | None, top: int, watch: floa
         else:
             show(console, Renderer(console).report(look()))
 
-    _repeat(watch, print_once, None if as_json else lambda renderer: renderer.report(look()))
+    if file is not None:
+        _write_page(file, look())
+    else:
+        _repeat(watch, print_once, None if as_json else lambda renderer: renderer.report(look()))
     return FOUND if seen and seen[0].problems else 0
+
+
+def _write_page(file: str, seen: Report) -> None:
+    page = draw_page(seen).encode()
+    if file == "-":
+        click.echo(page, nl=False)
+    else:
+        try:
+            save(Path(file), page)
+        except OSError as error:
+            reason = f"{file} cannot be written: {error.strerror or error}. What was there is as it was."
+            raise click.BadParameter(reason, param_hint="--html") from None
+        click.echo(f"{printable(file)} was written ({show_size(len(page))})")
+    for problem in seen.problems:
+        complain(problem)
 
 
 def _matches(value: bytes, glob: str) -> bool:

@@ -4,8 +4,8 @@ Under every policy but `forever` a topic stays as long as any process holds it. 
 until more than so many are not held (`lru`), or until it was not held for so long (`ttl`).
 """
 
-import math
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import Final, Self
 
 FOREVER: Final = 0
@@ -15,6 +15,7 @@ TTL: Final = 3
 _NAMES: Final = {FOREVER: "forever", REFCOUNT: "refcount", LRU: "lru", TTL: "ttl"}
 _MAX_UNHELD: Final = 1 << 31
 _NS: Final = 1_000_000_000
+_SHORTEST_TTL_S: Final = Decimal("1e-9")
 _MAX_TTL_S: Final = 1 << 32  # a century
 
 
@@ -52,28 +53,32 @@ class Policy:
     @classmethod
     def lru(cls, *, max_unheld: int) -> Self:
         """At most `max_unheld` topics that nobody holds are kept; then, or when room is needed, the longest unheld goes."""
-        if not 1 <= max_unheld <= _MAX_UNHELD:
+        if not 1 <= max_unheld <= _MAX_UNHELD or max_unheld != int(max_unheld):
             raise ValueError(f"max_unheld must be 1 to {_MAX_UNHELD} topics, not {max_unheld} (none at all is 'refcount')")
-        return cls(LRU, max_unheld, 0)
+        return cls(LRU, int(max_unheld), 0)
 
     @classmethod
-    def ttl(cls, *, seconds: float) -> Self:
+    def ttl(cls, *, seconds: float | Decimal) -> Self:
         """A topic goes once nobody has held it for `seconds`; when room is needed, the longest unheld goes before."""
-        if not (math.isfinite(seconds) and seconds * _NS >= 1 and seconds <= _MAX_TTL_S):
+        # As it is written, not as binary floating point has it: so `parse` inverts `str` to the nanosecond.
+        exact = Decimal(str(seconds))
+        if not (exact.is_finite() and _SHORTEST_TTL_S <= exact <= _MAX_TTL_S):
             raise ValueError(f"seconds must be a nanosecond to {_MAX_TTL_S} s, not {seconds}")
-        return cls(TTL, _MAX_UNHELD, int(seconds * _NS))
+        return cls(TTL, _MAX_UNHELD, int(exact * _NS))
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The policy of a word: "forever", "refcount", "lru:1000" (topics) or "ttl:60" (seconds). Raises ValueError."""
         name, _, parameter = text.partition(":")
         try:
-            if name == "lru":
+            if name == "lru" and parameter.isdecimal():
                 return cls.lru(max_unheld=int(parameter))
-            if name == "ttl":
-                return cls.ttl(seconds=float(parameter))
+            if name == "ttl" and parameter:
+                return cls.ttl(seconds=Decimal(parameter))
             if text in ("forever", "refcount"):
                 return cls(FOREVER if text == "forever" else REFCOUNT, 0, 0)
+        except InvalidOperation:
+            pass
         except ValueError as error:
             raise ValueError(f"{text!r} is no policy: {error}") from None
         raise ValueError(f"{text!r} is no policy: write 'forever', 'refcount', 'lru:TOPICS' or 'ttl:SECONDS'")
@@ -95,4 +100,4 @@ class Policy:
     def __str__(self) -> str:
         if self.kind == LRU:
             return f"lru:{self.max_unheld}"
-        return f"ttl:{self.ttl_ns / _NS:g}" if self.kind == TTL else self.name
+        return f"ttl:{(Decimal(self.ttl_ns) / _NS).normalize():f}" if self.kind == TTL else self.name

@@ -335,9 +335,9 @@ class Pool:
 
         Raises ValueError for another order, and for "holds" where the policy is `forever`, which counts none.
         """
-        orders = ("uses", "holds") if self.policy.counts_holds else ("uses",)
-        if by not in orders:
-            raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; under policy {self.policy} it goes by {orders}")
+        if by != "uses" and not (by == "holds" and self.policy.counts_holds):
+            counted = "'uses' and 'holds'" if self.policy.counts_holds else "only 'uses'"
+            raise ValueError(f"pool {self.name!r}: top(by={by!r}) is not known; under {self.policy} it counts {counted}")
         self._store.flush()
         return self._store.top(k, by)
 

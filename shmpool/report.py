@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool import segment as segments
-from shmpool.arena import Record
+from shmpool.arena import Chunk, Record
 from shmpool.errors import PoolCorruptError, PoolError, PoolNotFoundError
 from shmpool.inspection import (
     Counters,
@@ -30,6 +30,7 @@ from shmpool.layout import (
     GROWTHS,
     INTENT,
     INTENT_INSERT,
+    INTENT_REBUILD,
     INTENT_REUSE,
     INTENT_SETTLE,
     INTENT_SHIFT,
@@ -53,7 +54,12 @@ from shmpool.view import Header, View, open_view
 
 PoolState = Literal["in use", "idle", "abandoned", "damaged", "other version", "no pool", "unreadable"]
 _INTENTS: Final = {
-    0: "", INTENT_INSERT: "insert", INTENT_TAKE_CHUNK: "take a chunk", INTENT_REUSE: "insert", INTENT_SETTLE: "hold or free"
+    0: "",
+    INTENT_INSERT: "insert",
+    INTENT_TAKE_CHUNK: "take a chunk",
+    INTENT_REUSE: "insert",
+    INTENT_SETTLE: "hold or free",
+    INTENT_REBUILD: "rebuild",
 }
 
 
@@ -117,6 +123,7 @@ class Report:
     total: Counters | None = None
     gate_locked: bool = False
     grow_locked: bool = False
+    chunks: list[Chunk] = field(default_factory=list)  # those that are taken, in the arena's order
     stripes: list[StripeReport] = field(default_factory=list)
     probe_lengths: list[int] = field(default_factory=list)
     processes: list[ProcessReport] = field(default_factory=list)
@@ -212,13 +219,13 @@ def _add_rows(report: Report, view: View) -> Stripes | None:
 
 def _add_fill(report: Report, stripes: Stripes) -> None:
     constants, geometry = stripes.segment.constants, stripes.geometry
-    used = committed = 0
+    committed = 0
     with noting(report.problems):
-        used, committed = sum(chunk.used for chunk in read_chunks(stripes)), stripes.limit()
+        report.chunks, committed = list(read_chunks(stripes)), stripes.limit()
     report.fill = Fill(
         topics=sum(_count(stripes, stripe) for stripe in range(geometry.stripe_count)),
         capacity=geometry.capacity,
-        arena_used_size=used,
+        arena_used_size=sum(chunk.used for chunk in report.chunks),
         arena_committed_size=committed,
         arena_size=geometry.arena_size,
         inserts=max((process.counters.inserts for process in report.processes if process.state != "dead"), default=0),

@@ -10,6 +10,7 @@ it is cleared:
     reuse     off the list; value and hash; second word, live, of the next generation; slot (commits); hold
     append    record; slot (commits); the chunk's used bytes; hold
     settle    a hold taken or given back, then what follows from the sum of all: a stamp, its removal, or `free`
+    rebuild   (the table, before the intent) the table word (commits); the count of tombstones
 
 A topic's first hold of a process and its last are taken and given back here; so of a topic without holds, who has the lock knows
 that it has none. `recover` brings each to its end or its beginning, and settles the topic: the process that was killed may or
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shmpool.arena import Record, make_chunk, make_meta, read_chunk, read_record, size_class, space_size
+from shmpool.engine import make_turnover
 from shmpool.errors import PoolFullError
 from shmpool.layout import (
     CHUNK,
@@ -36,6 +38,7 @@ from shmpool.layout import (
     GENERATION_SHIFT,
     INTENT,
     INTENT_INSERT,
+    INTENT_REBUILD,
     INTENT_REUSE,
     INTENT_SETTLE,
     INTENT_SHIFT,
@@ -73,6 +76,15 @@ Clock = Callable[[], int]  # monotonic, in ns; the same in all processes of the 
 _NO_ORDINAL: Final = META_ORDINAL_MASK
 
 
+class Ledgers(NamedTuple):
+    """A process's own ledgers: the words they start at, and how many columns of them are committed."""
+
+    holds_word: int
+    holds_count: int
+    uses_word: int
+    uses_count: int
+
+
 class Place(NamedTuple):
     """The words of a process's own ledgers that count its holds and its uses of one topic."""
 
@@ -97,12 +109,16 @@ class ReusingStripes(Stripes):
             self._shelves_word + UNHELD, self._shelves_word + segment.constants.geometry.stripe_count * SHELF_WORDS, SHELF_WORDS
         )
         super().__init__(segment, grow_lock)
+        self._turnover = make_turnover(self.engine, self.geometry)
 
     # ---- without a lock
 
     def find(self, stripe: int, hash_: int, value: bytes) -> int:
         """The handle of a value's record, or -1; may miss one that is being inserted at this instant. One that is too old is
         missed."""
+        known = self._turnover.find(value, self._oldest()) if self._turnover else None
+        if known is not None:
+            return known
         handle = self._find(stripe, hash_, value)
         return -1 if handle >= 0 and self.is_expired(handle & LOW_40) else handle
 
@@ -126,6 +142,10 @@ class ReusingStripes(Stripes):
 
     def is_still(self, record: Record) -> bool:
         return record.live and read_record(self.segment, record.offset) == record
+
+    def _oldest(self) -> int:
+        """The time such that who is not held since then, or before, is too old; 0 where nobody is."""
+        return max(self.clock() - self.policy.ttl_ns, 0) if self.policy.ttl_ns else 0
 
     def is_expired(self, offset: int) -> bool:
         """Whether nobody has held the record for longer than the policy keeps it."""
@@ -190,6 +210,26 @@ class ReusingStripes(Stripes):
         return stamps
 
     # ---- under the stripe's lock, after `recover`
+
+    def hold_plainly(self, value: bytes, ledgers: Ledgers, *, may_insert: bool) -> tuple[int, Place] | None:
+        """The compiled engine's `hold` and `insert_held`, also before `recover`; None, and nothing was changed, where it is not
+        in use or there is more to be done than it does."""
+        held = self._turnover.hold(value, *ledgers, self._oldest(), may_insert) if self._turnover else None
+        if held is None:
+            return None
+        self.inserts += held[3]
+        return held[0], Place(held[1], held[2])
+
+    def drop_plainly(self, handle: int, holds_word: int) -> bool:
+        """The compiled engine's `give_back` of this process's only hold; False, and nothing was changed, as in `hold_plainly`."""
+        if not self._turnover:
+            return False
+        now = self.clock() if self.policy.keeps_unheld else 0
+        is_gone = self._turnover.drop(handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
+        if is_gone is None:
+            return False
+        self.frees += is_gone
+        return True
 
     def hold(self, stripe: int, hash_: int, value: bytes, place_of: Callable[[int], Place]) -> tuple[int, Place] | None:
         """Take a hold of a value's record: its handle, and the words that `place_of` gave for its column; None if there is no
@@ -336,6 +376,9 @@ class ReusingStripes(Stripes):
 
     def evict(self, stripe: int, offset: int, stamp: int) -> bool:
         """Free a record that nobody holds. With a stamp, only if it is unheld since then. False if it is held, or gone."""
+        if self._turnover and self._turnover.evict(offset, stamp):
+            self.evictions += 1
+            return True
         words = self.segment.words
         record = read_record(self.segment, offset)
         if not record.live or self.geometry.stripe_of(record.hash) != stripe:
@@ -497,9 +540,17 @@ class ReusingStripes(Stripes):
         built = build(arena[places], slots, 1 << bits)
         self.segment.data[start : start + built.nbytes] = built.tobytes()
         serial = (place >> TABLE_SERIAL_SHIFT) + 1 & TABLE_SERIAL_MASK
+        words[row + INTENT] = INTENT_REBUILD << INTENT_SHIFT | serial
         words[row + TABLE] = seal(self.epoch, serial << TABLE_SERIAL_SHIFT | region << TABLE_REGION_SHIFT | bits)  # commits
         words[self.shelf(stripe) + TOMBSTONES] = 0
+        words[row + INTENT] = 0
         return self.table(stripe)
+
+    def _serial(self, stripe: int) -> int:
+        """How often the stripe's table was replaced."""
+        content = unseal(self.table(stripe).state)
+        assert content is not None  # it was checked when the table was found
+        return content[1] >> TABLE_SERIAL_SHIFT
 
     # ---- what a killed holder left
 
@@ -516,11 +567,15 @@ class ReusingStripes(Stripes):
             if place % 8 or place % self._chunk_size + RECORD_SIZE > self._used_of(stripe, place // self._chunk_size):
                 raise self._corrupt(f"stripe {stripe}: its intent names arena offset {place}, where no record is")
             forward = operation == INTENT_SETTLE or self._recover_reuse(stripe, place)
+        elif operation == INTENT_REBUILD:
+            self._count(stripe)
+            return self._serial(stripe) == place
         else:
             return super()._recover(stripe, operation, place)
+        # Before it is settled, which goes on from there: a count that still lacks the record would fall below 0.
+        self._count(stripe)
         if forward:
             self._settle(stripe, place)
-        self._count(stripe)
         return forward
 
     def _recover_insert(self, stripe: int, offset: int) -> bool:

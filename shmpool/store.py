@@ -386,18 +386,20 @@ class Store:
             self.locks[stripe].run(self._lock_all_and_reset, stripe + 1)
             return
         with self._flushing:
-            self._before_reset()
+            epoch, uses = self.stripes.epoch, self.attachment.uses_total()
             try:
                 lifetime.reset(self.attachment)
             finally:
                 # Even if that was interrupted: the segment tells what holds now.
                 self.stripes.refresh()
+                if self.stripes.epoch != epoch:  # else it was refused, and the ledgers go on
+                    self._start_over(uses)
                 self._forget()
                 for unfinished in self.stripes.unfinished():
                     self.stripes.recover(unfinished)
 
-    def _before_reset(self) -> None:
-        """For who counts in the ledgers, which start over."""
+    def _start_over(self, uses: int) -> None:
+        """After a reset: the ledgers are empty, and had so many uses."""
 
     # ---- the end
 

@@ -139,7 +139,7 @@ def digest() -> str:
         version = run_quietly([PYTHON, "--version"]).stdout
     except OSError:
         version = ""
-    sources = [path.read_bytes() for path in (ROOT / "pyproject.toml", *sorted((ROOT / "shmpool").glob("*.c")))]
+    sources = [path.read_bytes() for path in (ROOT / "pyproject.toml", *sorted((ROOT / "shmpool").glob("*.[ch]")))]
     return hashlib.sha256(b"\0".join((os.fsencode(ROOT), version.encode(), *sources))).hexdigest()
 
 

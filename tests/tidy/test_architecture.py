@@ -81,6 +81,7 @@ def test_shmpool_stands_alone_and_worker_uses_only_what_it_exports() -> None:
         ("posix_ipc", "shmpool/lock.py"),
         ("multiprocessing.shared_memory", "shmpool/segment.py"),
         ("libp2p", "worker/host.py"),
+        ("xml", "shmpool/markup.py"),
     ],
 )
 def test_library_has_a_single_owner(library: str, owner: str) -> None:

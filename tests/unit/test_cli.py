@@ -161,13 +161,14 @@ def leave_abandoned(name: str) -> None:
 
 KEYS = """schema name path state problems uid mode created_ns policy persistent version file_size memory_size topics capacity
 arena_used_size live_processes dead_rows fingerprint pool_id options resets fill counters gate_locked grow_locked stripes
-probe_lengths processes top"""
+probe_lengths processes top top_by_holds"""
 KEYS_OF = {
     "options": "capacity arena_size stripe_count process_count max_value_size insert_budget reserve",
-    "fill": "topics capacity arena_used_size arena_committed_size arena_size inserts insert_budget",
+    "fill": "topics capacity arena_used_size arena_committed_size arena_size inserts insert_budget holds unheld",
     "stripes": "stripe topics slots load probe_mean probe_max growths rollbacks rollforwards intent locked",
-    "processes": "row pid state command attached_ns counters",
-    "counters": "hits misses inserts lock_waits takeovers rollbacks rollforwards uses_dropped",
+    "processes": "row pid state command attached_ns counters holds",
+    "counters": "hits misses inserts lock_waits takeovers rollbacks rollforwards uses_dropped frees evictions "
+    "reaped",
 }
 
 
@@ -180,7 +181,7 @@ def test_inspect_as_json_has_the_promised_keys_and_the_pools_figures(pool: Pool,
         assert list(held) == keys.split()
     assert data["fill"]["topics"] == data["topics"] == len(pool)
     assert data["counters"]["inserts"] == pool.stats().inserts
-    assert data["top"][0] == {"ref": pool.intern(VALUES[7]), "text": "/topic/7", "uses": 2}
+    assert data["top"][0] == {"ref": pool.intern(VALUES[7]), "text": "/topic/7", "uses": 2, "holds": 0}
     assert sys.executable in data["processes"][0]["command"] or "python" in data["processes"][0]["command"]
 
 
