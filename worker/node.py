@@ -144,6 +144,9 @@ class Node:
         """Keys of the subscribed topics that `shard` owns."""
         return [key for key in self._subscribed if self._ownership.owner(key) == shard]
 
+    def is_subscribed(self, key: Any) -> bool:
+        return key in self._subscribed
+
     def hear(self, frame: Frame[Any]) -> None:
         """A MESSAGE frame arrived."""
         if frame.key not in self._subscribed:
@@ -217,6 +220,8 @@ class _Link:
     async def _subscribe_again(self, connection: Connection[Any]) -> None:
         """Make the subscriptions of before, then let requests through."""
         for key in self._node.subscriptions(self._index):
+            if not self._node.is_subscribed(key):
+                continue  # no longer, since the one before it was asked for; its key may have gone with it
             try:
                 await self._request(connection, Kind.SUBSCRIBE, key)
             except NodeError as error:

@@ -74,7 +74,7 @@ async def kill_under_load(
     replay = Replay(seen)
     with trio.fail_after(DEADLINE_S + kills * (life_s + 30)):
         async with peers_with_full_meshes(seed) as peers, fleet_of(seen, peers) as (fleet, node), trio.open_nursery() as nursery:
-            nursery.start_soon(_hear, node, replay)
+            nursery.start_soon(hear, node, replay)
             with trio.CancelScope() as publishing:
                 nursery.start_soon(_publish, publishing, peers, replay, rate, rng)
                 for _ in range(kills):
@@ -125,7 +125,8 @@ async def _publish(scope: trio.CancelScope, peers: list[Host[bytes]], replay: Re
         await trio.sleep_until(start + replay.sent / rate)
 
 
-async def _hear(node: Node, replay: Replay) -> None:
+async def hear(node: Node, replay: Replay) -> None:
+    """Count what the application is given, until cancelled."""
     async for message in node:
         replay.heard[int.from_bytes(message.data[:4], "big")] += 1
 

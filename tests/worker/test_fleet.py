@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from libp2p.pubsub.pb import rpc_pb2
 
-from shmpool import Pool, PoolNotFoundError, TopicRef
+from shmpool import Policy, Pool, PoolNotFoundError, TopicRef
 from tests.worker.stock import StockPeer, hostile_peer, stock_peer
 from worker.bus import Connection, Greeting, connect
 from worker.errors import BusClosedError, BusError, FleetError, RequestRefusedError, ShardLostError
@@ -76,25 +76,28 @@ async def exchange(node: Node, stock: StockPeer, topics: list[str], data: bytes)
         assert await stock.heard.receive() == (topic, data)
 
 
-@pytest.mark.parametrize("interning", ["on", "off"])
-def test_the_demo_loses_nothing_and_every_process_agrees(interning: str) -> None:
+@pytest.mark.parametrize("policy", ["forever", "refcount", "no pool"])  # the others: tools/demo.py --policy
+def test_the_demo_loses_nothing_and_every_process_agrees(policy: str) -> None:
+    options = ["--interning", "off"] if policy == "no pool" else ["--policy", policy, "--seen", "shared"]
     command = [sys.executable, "tools/demo.py", "--shards", "2", "--messages", "300", "--seed", "7", "--json"]
 
     done = subprocess.run(
-        [*command, "--interning", interning],
+        [*command, *options],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
 
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout)
     for way in ("outwards", "inwards"):
-        assert {key: figures[way][key] for key in ("sent", "delivered", "lost", "wrong")} == {
-            "sent": 300, "delivered": 300, "lost": 0, "wrong": 0,
+        assert {key: figures[way][key] for key in ("sent", "delivered", "duplicates", "lost", "wrong")} == {
+            "sent": 300, "delivered": 300, "duplicates": 0, "lost": 0, "wrong": 0,
         }  # fmt: skip
     assert figures["outside_dialled"] == 1
     assert figures["outside_connected"] == 2
     assert figures["processes_compared"] == 3
-    if interning == "on":
+    if policy != "no pool":
+        assert figures["pool"]["policy"] == policy
+        assert figures["pool"]["holds"] >= (3 * 205 if policy == "refcount" else 0)  # by the application, a shard, its router
         assert figures["refs_equal"] is True
         assert figures["pool"]["topics"] == figures["topics"] == 205
         assert figures["pool"]["process_count"] == 3
@@ -436,10 +439,11 @@ def test_a_fleet_that_cannot_start_ends_with_an_error_and_leaves_nothing() -> No
     [
         {"shard_count": 0}, {"shard_count": 1025}, {"shard_count": 2, "listen": "/ip4/127.0.0.1/udp/1"},
         {"shard_count": 2, "listen": "/ip4/127.0.0.1/tcp/65535"}, {"shard_count": 2, "peers": ("/ip4/127.0.0.1/tcp/1",)},
+        {"shard_count": 2, "seen": "all"}, {"shard_count": 2, "interning": False, "policy": Policy.refcount()},
     ],
 )  # fmt: skip
 def test_options_that_make_no_fleet_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"will do|need"):
+    with pytest.raises(ValueError, match=r"will do|need|neither|there is none"):
         FleetOptions(**options)
 
 
@@ -514,7 +518,11 @@ def test_a_node_whose_fleet_ends_learns_it(command: Command) -> None:
     command.assert_gone()
 
 
-@pytest.mark.parametrize("arguments", [["--shards", "0"], ["--topics", "/no/such/file"], ["--peer", "nobody"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--shards", "0"], ["--topics", "/no/such/file"], ["--peer", "nobody"], ["--policy", "lru"], ["--seen", "all"],
+     ["--policy", "refcount", "--interning", "off"]],
+)  # fmt: skip
 def test_the_command_refuses_bad_options_in_a_sentence(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "worker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False

@@ -244,11 +244,14 @@ def test_what_waits_for_an_application_that_does_not_read_is_not_settled() -> No
 
     async def among_all() -> None:
         with trio.fail_after(DEADLINE_S):
-            async with peers_with_full_meshes(1, count=1) as [peer], fleet_of("shared", [peer]) as (fleet, node):
-                async with trio.open_nursery() as nursery:
-                    assert node.pool is not None
-                    await test(peer, fleet, node, node.pool, nursery)
-                    nursery.cancel_scope.cancel()
+            async with (
+                peers_with_full_meshes(1, count=1) as [peer],
+                fleet_of("shared", [peer]) as (fleet, node),
+                trio.open_nursery() as nursery,
+            ):
+                assert node.pool is not None
+                await test(peer, fleet, node, node.pool, nursery)
+                nursery.cancel_scope.cancel()
 
     trio.run(among_all)
 
