@@ -31,7 +31,7 @@ from typing import Final
 
 import trio
 
-from shmpool import Policy, Pool
+from shmpool import Policy, Pool, PoolError
 from worker.errors import FleetError
 from worker.fleet import FleetInfo, ShardConfig
 from worker.ownership import MAX_SHARD_COUNT
@@ -152,8 +152,12 @@ class Fleet:
             self.reap()
 
     def reap(self) -> None:
+        """Give back what killed processes held. A pool that is too damaged for that is no reason to end the fleet."""
         for pool in self._pools:
-            pool.reap()
+            try:
+                pool.reap()
+            except PoolError as error:
+                log.warning("what killed processes held in pool %s was not given back: %s", pool.name, error)
 
     async def _run_once(self, member: Member) -> str:
         """Returns how the process ended. Cancelled, stops it first."""
