@@ -316,8 +316,8 @@ static int hold(const Turnover *self, uint64_t *words, const Ledgers *own, const
         return 1;
     }
     uint64_t live = load(at->row + COUNT), tombstones = load(at->shelf + TOMBSTONES), ceiling = at->table.slot_count * 3 / 4;
-    if (ceiling > self->engine->stripe_capacity) ceiling = self->engine->stripe_capacity;
-    if (!may_insert || live + tombstones >= ceiling || at->index == at->table.slot_count) return 0;
+    if (!may_insert || live >= self->engine->stripe_capacity || live + tombstones >= ceiling || at->index == at->table.slot_count)
+        return 0;
     bool is_tombstone = load(words + at->table.word + at->index) == TOMBSTONE;
     bool has_free = load(at->shelf + FREE + size_class(space_size(size))) != 0;
     if (!(has_free ? reuse : append)(self, words, own, hash, value, size, at, counts)) return 0;

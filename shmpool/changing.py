@@ -24,7 +24,8 @@ def load(name: str, *, file: TextIO) -> int:
     """Intern the topics of a dump, from FILE or standard input. This attaches to the pool.
 
     Of each line only "text" or "base64" is used: refs are the pool's own, and new. Where a line is none, or the pool is full,
-    what was before it stays.
+    what was before it stays. Under `lru` and `ttl` nobody holds what is loaded; under `refcount` it would go at once, so that is
+    refused.
 
     \b
     shmpool load gossip topics.jsonl
@@ -33,6 +34,9 @@ def load(name: str, *, file: TextIO) -> int:
     if report.summarize(name).state == "abandoned":
         return complain(f"pool {name!r}: nobody is attached, and it is not persistent: it would go with us. Nothing was changed.")
     with Pool.attach(name, cache_size=1) as pool:
+        if pool.policy.counts_holds and not pool.policy.keeps_unheld:
+            why = f"under {pool.policy} what nobody holds goes, and this command holds nothing once it ends"
+            return complain(f"pool {name!r}: {why}. Nothing was changed.")
         before, count = len(pool), 0
         for batch, error in _batches(file):
             pool.intern_many(batch)

@@ -71,7 +71,7 @@ STRIPE: Final = np.dtype(  # one cache line; all written under the stripe's lock
         ("intent", "<u8"),  # operation << 56 | place; set before anything changes, cleared last
         ("count", "<u8"),  # live records; where nothing goes also the next ordinal. Derived by recovery
         ("chunk", "<u8"),  # index of the chunk being filled, plus 1
-        ("takeovers", "<u8"),
+        ("waits", "<u8"),  # for its lock; and << 32, those that ended with taking it over from a killed holder
         ("rollbacks", "<u8"),
         ("rollforwards", "<u8"),
         ("growths", "<u8"),
@@ -141,6 +141,7 @@ GENERATION_SHIFT: Final = 40  # in a ref
 META_ORDINAL_SHIFT: Final = 32
 META_ORDINAL_MASK: Final = (1 << 31) - 1  # as an ordinal: none, another space has it by now
 INTENT_SHIFT: Final = 56
+TAKEOVERS_SHIFT: Final = 32  # in a stripe's word of waits
 INTENT_INSERT: Final = 1
 INTENT_TAKE_CHUNK: Final = 2
 INTENT_REUSE: Final = 3
@@ -205,7 +206,7 @@ EPOCH_CHECKS_WORD: Final = _word_of(HEADER, "epoch_checks")
 ARENA_LIMIT_WORD: Final = _word_of(HEADER, "arena_limit")
 FOLD_WORD: Final = _word_of(HEADER, "fold")
 STRIPE_WORDS: Final = STRIPE.itemsize // WORD_SIZE
-TABLE, INTENT, COUNT, CHUNK, TAKEOVERS, ROLLBACKS, ROLLFORWARDS, GROWTHS = range(STRIPE_WORDS)
+TABLE, INTENT, COUNT, CHUNK, WAITS, ROLLBACKS, ROLLFORWARDS, GROWTHS = range(STRIPE_WORDS)
 SHELF_WORDS: Final = SHELF.itemsize // WORD_SIZE
 SPACES, TOMBSTONES, UNHELD, RETIRED = range(4)
 FREE: Final = _word_of(SHELF, "free")
@@ -298,7 +299,9 @@ class Geometry:
 
     @cached_property
     def max_table_bits(self) -> int:
-        return max(MIN_TABLE_BITS, (self.stripe_capacity * 4 // 3).bit_length())
+        # Where topics go a full table is half full, so that it has room for tombstones too: with as many as it has topics between
+        # two rebuilds, those cost each insert a fraction of what it costs itself.
+        return max(MIN_TABLE_BITS, (self.stripe_capacity * 2 if self.reuses else self.stripe_capacity * 4 // 3).bit_length())
 
     @cached_property
     def ordinal_count(self) -> int:

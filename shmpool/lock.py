@@ -158,14 +158,25 @@ class ByteLock:
 
 
 class StripeLock(ByteLock):
-    """A byte lock behind a semaphore turnstile. `waits` and `takeovers` count this process's since it started counting."""
+    """A byte lock behind a semaphore turnstile. `waits` and `takeovers` count this process's since it started counting.
 
-    __slots__ = ("_acquire", "_semaphore", "takeovers", "waits")
+    `after_wait` is called under the lock after each wait, with 1 if it ended in a takeover and 0 otherwise.
+    """
 
-    def __init__(self, file: Described, byte: int, what: str, semaphore: posix_ipc.Semaphore) -> None:
+    __slots__ = ("_acquire", "_after_wait", "_semaphore", "takeovers", "waits")
+
+    def __init__(
+        self,
+        file: Described,
+        byte: int,
+        what: str,
+        semaphore: posix_ipc.Semaphore,
+        after_wait: Callable[[int], object] = int,
+    ) -> None:
         super().__init__(file, byte, what)
         self._semaphore = semaphore
         self._acquire = semaphore.acquire
+        self._after_wait = after_wait
         self.waits = 0
         self.takeovers = 0
 
@@ -202,6 +213,7 @@ class StripeLock(ByteLock):
         while True:
             if self._wait_for_token(admitted):
                 fcntl(self._file.fd, F_OFD_SETLKW, self._lock)
+                self._after_wait(0)
                 return
             try:
                 fcntl(self._file.fd, F_OFD_SETLK, self._lock)
@@ -211,6 +223,7 @@ class StripeLock(ByteLock):
                 continue  # a live holder
             self.takeovers += 1
             admitted.append(None)  # in the token's stead: the killed holder took it along
+            self._after_wait(1)
             return
 
     def _wait_for_token(self, admitted: list[object]) -> bool:

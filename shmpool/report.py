@@ -40,8 +40,12 @@ from shmpool.layout import (
     RECORD_SIZE,
     ROLLBACKS,
     ROLLFORWARDS,
+    SHELF_WORDS,
     STRIPE_BYTES,
     STRIPE_WORDS,
+    TAKEOVERS_SHIFT,
+    TOMBSTONES,
+    WAITS,
     WORD_SIZE,
 )
 from shmpool.ledger import Snapshot
@@ -87,10 +91,13 @@ class StripeReport:
     stripe: int
     topics: int
     slots: int
+    tombstones: int
     load: float
     probe_mean: float
     probe_max: int
     growths: int
+    waits: int
+    takeovers: int
     rollbacks: int
     rollforwards: int
     intent: str
@@ -273,10 +280,14 @@ def _add_stripes(report: Report, stripes: Stripes) -> None:
                 stripe=stripe,
                 topics=_count(stripes, stripe),
                 slots=slot_count,
+                tombstones=words[stripes.geometry.shelves_offset // WORD_SIZE + stripe * SHELF_WORDS + TOMBSTONES]
+                if stripes.geometry.reuses and slot_count else 0,
                 load=round(len(lengths) / slot_count, 4) if slot_count else 0.0,
                 probe_mean=round(float(lengths.mean()), 2) if len(lengths) else 0.0,
                 probe_max=int(lengths.max(initial=0)),
                 growths=words[row + GROWTHS],
+                waits=words[row + WAITS] & (1 << TAKEOVERS_SHIFT) - 1,
+                takeovers=words[row + WAITS] >> TAKEOVERS_SHIFT,
                 rollbacks=words[row + ROLLBACKS],
                 rollforwards=words[row + ROLLFORWARDS],
                 intent=_INTENTS.get(intent >> INTENT_SHIFT, f"{intent:#x}, which is none"),

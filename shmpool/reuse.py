@@ -36,6 +36,7 @@ from shmpool.layout import (
     COUNT,
     FREE,
     GENERATION_SHIFT,
+    GROWTHS,
     INTENT,
     INTENT_INSERT,
     INTENT_REBUILD,
@@ -70,7 +71,7 @@ from shmpool.ledger import holds_of
 from shmpool.lock import ByteLock
 from shmpool.segment import Segment
 from shmpool.stripe import Stripes, Table
-from shmpool.table import build, find_live, find_slot, free_slot, make_slot, read_table, remove_slot
+from shmpool.table import build, ceiling, find_live, find_slot, free_slot, make_slot, read_table, remove_slot
 
 Clock = Callable[[], int]  # monotonic, in ns; the same in all processes of the pool
 _NO_ORDINAL: Final = META_ORDINAL_MASK
@@ -268,7 +269,7 @@ class ReusingStripes(Stripes):
                 f"pool {self.segment.pool_name!r}: stripe {stripe} holds {words[row + COUNT]} topics and takes no more. Nothing "
                 "was changed. Create the pool with a larger capacity."
             )
-        if words[row + COUNT] + words[shelf + TOMBSTONES] >= table.ceiling:
+        if words[row + COUNT] + words[shelf + TOMBSTONES] >= ceiling(1 << table.bits):
             table = self._rebuild(stripe, table)
         size = space_size(len(value))
         head = self._free_list(stripe, size_class(size))
@@ -543,6 +544,7 @@ class ReusingStripes(Stripes):
         words[row + INTENT] = INTENT_REBUILD << INTENT_SHIFT | serial
         words[row + TABLE] = seal(self.epoch, serial << TABLE_SERIAL_SHIFT | region << TABLE_REGION_SHIFT | bits)  # commits
         words[self.shelf(stripe) + TOMBSTONES] = 0
+        words[row + GROWTHS] += bits > table.bits
         words[row + INTENT] = 0
         return self.table(stripe)
 

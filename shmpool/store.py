@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from math import isqrt
 from multiprocessing import parent_process, util
 from typing import Any, Final
@@ -26,7 +27,17 @@ from shmpool.cache import Cache
 from shmpool.errors import PoolClosedError, PoolCorruptError, PoolError, PoolFullError, StaleRefError
 from shmpool.hashing import make_hasher
 from shmpool.inspection import Finding, TopicCount, check_chunks, check_rows, count_topics, recover_and_check
-from shmpool.layout import FIRST_COUNTER, GROW_BYTE, RECORD_SIZE, STRIPE_BYTES, TopicRef
+from shmpool.layout import (
+    FIRST_COUNTER,
+    GROW_BYTE,
+    RECORD_SIZE,
+    STRIPE_BYTES,
+    STRIPE_WORDS,
+    TAKEOVERS_SHIFT,
+    WAITS,
+    WORD_SIZE,
+    TopicRef,
+)
 from shmpool.lifetime import Seat
 from shmpool.lock import ByteLock, StripeLock, close_semaphores, is_own_process, unlock_all
 from shmpool.stripe import Item, Stripes
@@ -51,8 +62,12 @@ class Store:
         self.cache = Cache(cache_size)
         self._flush_every = max(1, min(FLUSH_EVERY, cache_size))
         grow_lock = ByteLock(segment, GROW_BYTE, f"pool {self.name!r}, growth")
+        rows_word = segment.constants.geometry.stripes_offset // WORD_SIZE
         self.locks = [
-            StripeLock(segment, STRIPE_BYTES + stripe, f"pool {self.name!r}, stripe {stripe}", semaphore)
+            StripeLock(
+                segment, STRIPE_BYTES + stripe, f"pool {self.name!r}, stripe {stripe}", semaphore,
+                partial(_count_wait, segment.words, rows_word + stripe * STRIPE_WORDS),
+            )
             for stripe, semaphore in enumerate(seat.semaphores)
         ]
         self.stripes = self._make_stripes(grow_lock)
@@ -458,6 +473,11 @@ class Store:
             self.closed = "was forked inside one of its own operations, or found no free row, and is closed"
             _stores.discard(self)
             self.segment.close()
+
+
+def _count_wait(words: memoryview, row_word: int, takeovers: int) -> None:
+    """Count a wait for a stripe's lock in the stripe's row, for who has it now."""
+    words[row_word + WAITS] += takeovers << TAKEOVERS_SHIFT | 1
 
 
 def _ask_python(_: bytes) -> None:

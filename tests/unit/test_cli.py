@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import pytest
 
-from shmpool import Pool, exchange
+from shmpool import Policy, Pool, exchange
 from shmpool import segment as segments
 from shmpool.commands import root
 from shmpool.layout import HEADER
@@ -165,7 +165,8 @@ probe_lengths processes top top_by_holds"""
 KEYS_OF = {
     "options": "capacity arena_size stripe_count process_count max_value_size insert_budget reserve",
     "fill": "topics capacity arena_used_size arena_committed_size arena_size inserts insert_budget holds unheld",
-    "stripes": "stripe topics slots load probe_mean probe_max growths rollbacks rollforwards intent locked",
+    "stripes": "stripe topics slots tombstones load probe_mean probe_max growths waits takeovers rollbacks rollforwards intent "
+    "locked",
     "processes": "row pid state command attached_ns counters holds",
     "counters": "hits misses inserts lock_waits takeovers rollbacks rollforwards uses_dropped frees evictions "
     "reaped",
@@ -295,6 +296,18 @@ def test_load_into_a_full_pool_is_refused_and_what_fits_stays(pool: Pool, run: R
     assert "capacity 1000" in ran.err
     assert len(pool) == 1000
     assert pool.check() == []
+
+
+@pytest.mark.parametrize("policy", ["refcount", "lru:10", "ttl:60"])
+def test_what_is_loaded_stays_unheld_or_is_refused(
+    new_pool_name: Callable[[], str], run: Run, tmp_path: Path, policy: str
+) -> None:
+    (tmp_path / "dump").write_text('{"text": "a"}\n{"text": "b"}\n')
+    with Pool.create(new_pool_name(), policy=Policy.parse(policy)) as pool:
+        ran = run("load", pool.name, str(tmp_path / "dump"))
+
+        assert (ran.code, len(pool), pool.stats().holds) == ((3, 0, 0) if policy == "refcount" else (0, 2, 0))
+        assert ("refcount" in ran.err) == (policy == "refcount")
 
 
 def test_load_removes_no_pool_by_leaving_it_as_the_last(new_pool_name: Callable[[], str], run: Run, tmp_path: Path) -> None:

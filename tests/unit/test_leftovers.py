@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from itertools import count
 from multiprocessing.connection import Connection
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from shmpool import Pool, gc, lifetime
+from shmpool import Policy, Pool, gc, lifetime
 from shmpool import segment as segments
 from shmpool.layout import GATE_BYTE
 from shmpool.lock import ByteLock
@@ -51,6 +52,34 @@ def test_pool_whose_last_process_was_killed_is_removed_with_its_semaphores(files
     ]
     assert files.now() == []
     assert gc() == []
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_what_killed_processes_held_is_given_back_and_nothing_of_the_living(files: OwnFiles, persistent: bool) -> None:
+    def hold_and_die(_: Connection) -> None:
+        with Pool.attach(files.prefix) as pool:
+            pool.intern_many([b"theirs", b"theirs", b"both"])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with Pool.create(files.prefix, policy=Policy.refcount(), persistent=persistent, **OPTIONS) as pool:
+        ref = pool.intern(b"both")
+        with Forked(hold_and_die) as child:
+            child.wait()
+        if persistent:
+            pool.close()
+
+        dry, wet = gc(dry_run=True), gc()
+
+        note = "3 holds of processes that were killed"  # whoever closes leaves none
+        told = [(each.kind, each.removed, each.note, each.path) for each in dry + wet]
+        assert told == [("holds", removed, note, path_of(files.prefix)) for removed in (False, True)]
+        assert gc() == []
+        with Pool.attach(files.prefix) as other:
+            assert {value for _, value in other} == (set() if persistent else {b"both"})
+            assert other.check() == []
+            assert persistent or [holder.count for holder in other.holders(ref)] == [1]
+    if persistent:
+        Pool.unlink(files.prefix)
 
 
 def test_semaphores_of_a_pool_whose_name_was_removed_by_hand_are_removed(files: OwnFiles) -> None:

@@ -147,6 +147,23 @@ def test_a_report_tells_what_the_pool_itself_tells(pool: Pool) -> None:
     assert sum(seen.probe_lengths) == sum(stripe.topics for stripe in seen.stripes) == len(VALUES)
 
 
+def test_a_stripe_tells_of_the_waits_for_its_lock_and_of_the_killed_holders_it_was_taken_over_from(pool: Pool) -> None:
+    lock = store_of(pool).locks[1]
+
+    def die_inside(connection: Connection) -> None:
+        with Pool.attach(pool.name) as other:
+            store_of(other).locks[1].run(os.kill, os.getpid(), signal.SIGKILL)
+
+    for _ in range(2):
+        with Forked(die_inside) as child:
+            child.wait()
+        lock.run(int)
+    lock.run(int)
+
+    told = [(stripe.waits, stripe.takeovers) for stripe in report.inspect(pool.name).stripes]
+    assert told == [(0, 0), (2, 2), (0, 0), (0, 0)]
+
+
 def test_probe_lengths_are_the_slots_that_a_search_reads(pool: Pool) -> None:
     stripes = store_of(pool).stripes
     expected = []
