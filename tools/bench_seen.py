@@ -204,6 +204,7 @@ def _time_cache(seen: Seen, ids: list[bytes]) -> dict[str, float]:
     start = thread_time_ns()
     for id_ in ids:
         assert not seen.has(id_, 0.0)
+        assert not seen.is_settled(id_)
         seen.add(id_, 0.0)
         seen.settle(id_)
     middle = thread_time_ns()

@@ -128,7 +128,7 @@ class Delivery(Generic[K]):
             self._take_pending(oldest)
             self._stats.ignored += 1
 
-    def has_seen(self, message_id: MessageId, now: float) -> bool:
+    def has_received(self, message_id: MessageId, now: float) -> bool:
         return message_id in self._pending or self.seen.has(message_id, now)
 
     @property
@@ -158,7 +158,8 @@ class Delivery(Generic[K]):
         pending = self._pending.get(message_id)
         if pending is not None and peer not in pending.senders:
             pending.senders.append(peer)
-        if self.has_seen(message_id, now):
+        # What comes again comes again soon, mostly to the same process. Before the signature is verified: that is the dear part.
+        if self.has_received(message_id, now) or self.seen.is_settled(message_id):
             self._stats.duplicates += 1
             return None
         return message_id, key

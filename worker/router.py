@@ -298,7 +298,8 @@ class Router(Generic[K]):
     def _handle_control(self, peer: PeerId, control: ControlMessage, now: float, outbox: Outbox) -> None:
         ihaves = [ihave for ihave in control.ihave if self._joined_key(ihave.topic) is not None]
         if ihaves:
-            self._gossip.handle_ihave(peer, ihaves, lambda id_: self._delivery.has_seen(id_, now), outbox)
+            delivery = self._delivery
+            self._gossip.handle_ihave(peer, ihaves, lambda id_: delivery.has_received(id_, now), delivery.seen.is_settled, outbox)
         if control.iwant:
             self._gossip.handle_iwant(peer, control.iwant, outbox)
         for graft in control.graft:

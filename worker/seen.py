@@ -41,7 +41,10 @@ class Seen(Protocol):
         """This process has received (or published) it. True if it had not before; then it is remembered for the ttl."""
 
     def has(self, message_id: MessageId, now: float) -> bool:
-        """Whether this process has received it, or this host has settled it."""
+        """Whether this process has received it. Cheap: for whatever a peer names."""
+
+    def is_settled(self, message_id: MessageId) -> bool:
+        """Whether another process of this host has settled it, as far as is known here. To be asked only of what `has` denies."""
 
     def settle(self, message_id: MessageId) -> None:
         """What becomes of it on this host is decided: nobody here need look at it again. Again is harmless; never raises."""
@@ -73,6 +76,9 @@ class SeenCache:
         expiry = self._expiries.get(message_id)
         return expiry is not None and expiry > now
 
+    def is_settled(self, message_id: MessageId) -> bool:
+        return False
+
     def settle(self, message_id: MessageId) -> None:
         """Nobody else is to know."""
 
@@ -92,12 +98,12 @@ class SharedSeen:
 
     The pool's policy is `ttl`, by which ids go that nobody has held for so long, and its capacity bounds them: where room is
     needed the oldest go, as in a `SeenCache`. Each id is held only while it is put in. Where it cannot be (no memory), that is
-    counted in `unsettled`, and can cost a duplicate after a crash.
+    counted in `unsettled_count`, and can cost a duplicate after a crash.
     """
 
     def __init__(self, own: SeenCache, pool: Pool) -> None:
-        self.settled = 0
-        self.unsettled = 0
+        self.settled_count = 0
+        self.unsettled_count = 0
         self._own = own
         self._pool = pool
 
@@ -105,18 +111,20 @@ class SharedSeen:
         return self._own.add(message_id, now)
 
     def has(self, message_id: MessageId, now: float) -> bool:
-        # What comes again, comes again soon, mostly to the same process: the pool is asked about what is new there.
-        return self._own.has(message_id, now) or self._pool.lookup(_shared(message_id)) is not None
+        return self._own.has(message_id, now)
+
+    def is_settled(self, message_id: MessageId) -> bool:
+        return self._pool.lookup(_shared(message_id)) is not None
 
     def settle(self, message_id: MessageId) -> None:
         try:
             self._pool.release(self._pool.intern(_shared(message_id)))
         except PoolError as error:
-            self.unsettled += 1
-            if self.unsettled & (self.unsettled - 1) == 0:  # the 1st, 2nd, 4th, ...
-                log.warning("%d message ids could not be shared so far: %s", self.unsettled, error)
+            self.unsettled_count += 1
+            if self.unsettled_count & (self.unsettled_count - 1) == 0:  # the 1st, 2nd, 4th, ...
+                log.warning("%d message ids could not be shared so far: %s", self.unsettled_count, error)
         else:
-            self.settled += 1
+            self.settled_count += 1
 
     def forget_expired(self, now: float) -> None:
         self._own.forget_expired(now)

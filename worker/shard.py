@@ -156,7 +156,9 @@ class Shard(Generic[K]):
             "pool": dataclasses.asdict(self._pool.stats()) if self._pool is not None else None,
             "host": dataclasses.asdict(self.host.stats),
             "router": dataclasses.asdict(self.host.router.stats),
-            "seen": {"settled": self._seen.settled, "unsettled": self._seen.unsettled} if self._seen is not None else None,
+            "seen": None if self._seen is None else {
+                "settled": self._seen.settled_count, "unsettled": self._seen.unsettled_count,
+            },
             "bus": {"dropped": self._dropped + self._open_drops(), "refused": self._listener.refused},
         }
 

@@ -80,6 +80,7 @@ async def kill_under_load(
                 for _ in range(kills):
                     await trio.sleep(life_s * rng.uniform(0.8, 1.2))
                     await _kill(fleet, node, replay)
+                    await _known(peers)
                     progress()
                 await trio.sleep(life_s * 0.5)
                 publishing.cancel()
@@ -111,9 +112,14 @@ async def fleet_of(seen: str, peers: list[Host[bytes]]) -> AsyncIterator[tuple[F
     async with run_fleet(options) as fleet, open_node(fleet.directory) as node:
         for topic in TOPICS:
             await node.subscribe(topic)
-        while not all(peer.router.topic_peers(topic) for peer in peers for topic in TOPICS):
-            await trio.sleep(POLL_S)
+        await _known(peers)
         yield fleet, node
+
+
+async def _known(peers: list[Host[bytes]]) -> None:
+    """Until every peer has heard that the shard is subscribed to every topic."""
+    while not all(peer.router.topic_peers(topic) for peer in peers for topic in TOPICS):
+        await trio.sleep(POLL_S)
 
 
 async def _publish(scope: trio.CancelScope, peers: list[Host[bytes]], replay: Replay, rate: float, rng: Random) -> None:

@@ -31,6 +31,7 @@ from worker.supervisor import FAILED_START_LIMIT, Fleet, FleetOptions, run_fleet
 
 ROOT = Path(__file__).parents[2]
 TOPICS = [f"/eth2/6a95a1a9/data_column_sidecar_{number}/ssz_snappy" for number in range(8)]  # of both shards: see below
+OPTIONS = ["--policy", "lru:1000", "--seen", "shared"]  # of the command
 DEADLINE_S = 120.0
 
 # py-libp2p closes some of its sockets by leaving them to the garbage collector.
@@ -455,7 +456,7 @@ class Command:
         topics.write_text("\n".join(TOPICS))
         self.pool_name = pool_name
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "--shards", "2", "--pool", pool_name, "--topics", str(topics)],
+            [sys.executable, "-m", "worker", "--shards", "2", "--pool", pool_name, "--topics", str(topics), *OPTIONS],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -470,13 +471,14 @@ class Command:
         return self.process.returncode, errors
 
     def assert_gone(self) -> None:
-        """Nothing of it is left: shards, sockets, pool."""
+        """Nothing of it is left: shards, sockets, pools."""
         deadline = time.monotonic() + DEADLINE_S
         while any(is_alive(pid) for pid in self.shard_pids) or self.directory.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(PoolNotFoundError):
-            Pool.attach(self.pool_name)
+        for name in (self.pool_name, f"{self.pool_name}-seen"):
+            with pytest.raises(PoolNotFoundError):
+                Pool.attach(name)
 
 
 @pytest.fixture

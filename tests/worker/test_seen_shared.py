@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 from collections.abc import Iterator
 from itertools import pairwise
@@ -145,7 +146,7 @@ def test_an_empty_shared_cache_is_used_all_the_same(host: Host) -> None:
 
     router.settle(b"id")
 
-    assert seen.settled == 1
+    assert seen.settled_count == 1
 
 
 def test_settled_ids_go_after_their_time_and_not_before(host: Host) -> None:
@@ -154,7 +155,7 @@ def test_settled_ids_go_after_their_time_and_not_before(host: Host) -> None:
     after = []
     for then in (0.0, TTL_S - 0.1, TTL_S + 0.1):
         host.now = 1_000.0 + then
-        after.append(host.seen().has(b"id", host.now))
+        after.append(host.seen().is_settled(b"id"))
 
     assert after == [True, True, False]
 
@@ -167,8 +168,8 @@ def test_settled_ids_are_bounded_and_the_oldest_go_first(host: Host) -> None:
         host.now = 1_000.0 + number / 1_000  # all within the ttl
         one.settle(id_)
 
-    known = [other.has(id_, host.now) for id_ in ids]
-    assert (one.settled, one.unsettled) == (1_000, 0)
+    known = [other.is_settled(id_) for id_ in ids]
+    assert (one.settled_count, one.unsettled_count) == (1_000, 0)
     assert len(host.pool) == sum(known) <= 64
     assert sum(known) >= 48
     assert [(before, after) for before, after in pairwise(known) if before > after] == []
@@ -178,8 +179,8 @@ def test_settled_ids_are_bounded_and_the_oldest_go_first(host: Host) -> None:
 def test_ids_of_any_size_can_be_shared(host: Host, size: int) -> None:
     host.seen().settle(b"x" * size)
 
-    assert host.seen().has(b"x" * size, host.now)
-    assert not host.seen().has(b"x" * size + b"y", host.now)
+    assert host.seen().is_settled(b"x" * size)
+    assert not host.seen().is_settled(b"x" * size + b"y")
 
 
 def test_an_id_that_cannot_be_shared_is_counted_and_nothing_else(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,9 +193,25 @@ def test_an_id_that_cannot_be_shared_is_counted_and_nothing_else(host: Host, mon
     seen.add(b"id", host.now)
     seen.settle(b"id")
 
-    assert (seen.settled, seen.unsettled) == (0, 1)
+    assert (seen.settled_count, seen.unsettled_count) == (0, 1)
     assert seen.has(b"id", host.now)
-    assert not host.seen().has(b"id", host.now)
+    assert not host.seen().is_settled(b"id")
+
+
+def test_a_peer_cannot_make_a_shard_look_up_more_ids_than_it_may_ask_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+    params = dataclasses.replace(PARAMS, max_ihave_length=5)
+    seen = host.seen()
+    monkeypatch.setattr(seen, "is_settled", asked.append)
+    router = Router(BytesTopics(), clock=lambda: host.now, rng=Random(1), params=params, seen=seen)
+    router.join(TOPIC)
+    router.add_peer(b"p")
+
+    for start in (0, 100, 200):
+        ids = tuple(b"%d" % number for number in range(start, start + 100))
+        router.handle_rpc(b"p", RPC(control=ControlMessage(ihave=(ControlIHave(TOPIC, ids),))))
+
+    assert len(asked) == 5
 
 
 # A real shard, in the end really killed
