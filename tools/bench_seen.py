@@ -128,7 +128,7 @@ def run_kills(kind: str, options: argparse.Namespace, progress: Callable[[], obj
 
 
 def outcome(replay: Replay) -> dict[str, Any]:
-    names = ("kills", "sent", "delivered", "duplicates", "lost", "verified_again")
+    names = ("kills", "sent", "delivered", "duplicates", "lost", "dropped", "verified_again")
     return {name: getattr(replay, name) for name in names}
 
 
@@ -250,10 +250,10 @@ def _signed_rpc(key: KeyPair, number: int) -> bytes:
 def show(replays: list[Replay], costs: dict[str, Cost], seconds: float) -> None:
     console = Console()
     kills = Table(title=f"a shard killed {replays[0].kills} times under load", title_justify="left", box=SIMPLE_HEAD)
-    for column in ("seen", "sent", "delivered", "delivered twice", "verified again", "lost"):
+    for column in ("seen", "sent", "delivered", "delivered twice", "verified again", "lost", "dropped"):
         kills.add_column(column, justify="left" if column == "seen" else "right")
     for replay in replays:
-        figures = (replay.sent, replay.delivered, replay.duplicates, replay.verified_again, replay.lost)
+        figures = (replay.sent, replay.delivered, replay.duplicates, replay.verified_again, replay.lost, replay.dropped)
         kills.add_row(replay.seen, *(f"{figure:,}" for figure in figures))
     console.print(kills)
     table = Table(title=f"cost, medians; {seconds:.0f} s in all", title_justify="left", box=SIMPLE_HEAD)
