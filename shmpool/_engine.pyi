@@ -58,6 +58,7 @@ class Turnover:
         uses_count: int,
         oldest: int,
         may_insert: bool,
+        taken: list[int],
         /,
     ) -> tuple[int, int, int, bool] | None: ...
     def drop(self, offset: int, holds_word: int, now: int, keeps_unheld: bool, /) -> bool | None: ...

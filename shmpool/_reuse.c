@@ -335,7 +335,8 @@ static PyObject *Turnover_hold(Turnover *self, PyObject *const *args, Py_ssize_t
     uint64_t size, oldest, may_insert, counts[2];
     Ledgers own;
     Place at;
-    if (count != 7) return PyErr_Format(PyExc_TypeError, "hold takes a value, two ledgers, a time and whether it may insert");
+    if (count != 8 || !PyList_Check(args[7]))
+        return PyErr_Format(PyExc_TypeError, "hold takes a value, two ledgers, a time, whether it may insert and a list");
     if (!read_value(args[0], &value, &size) || !read_word(args[1], &own.holds_word) || !read_word(args[2], &own.holds_count)
         || !read_word(args[3], &own.uses_word) || !read_word(args[4], &own.uses_count) || !read_word(args[5], &oldest)
         || !read_word(args[6], &may_insert) || !pin(self->engine, &buffer))
@@ -345,8 +346,14 @@ static PyObject *Turnover_hold(Turnover *self, PyObject *const *args, Py_ssize_t
         done = hold(self, buffer.buf, &own, value, size, oldest, may_insert, &at, counts);
     PyBuffer_Release(&buffer);
     if (!done) return none();
-    return Py_BuildValue("KKKO", (unsigned long long)(generation_of(at.meta) << GENERATION_SHIFT | at.offset),
-                         (unsigned long long)counts[0], (unsigned long long)counts[1], done == 2 ? Py_True : Py_False);
+    /* Into the caller's list, too, before it comes to a point where a signal handler may raise: see HoldingStore.intern. */
+    PyObject *handle = PyLong_FromUnsignedLongLong(generation_of(at.meta) << GENERATION_SHIFT | at.offset);
+    if (!handle || PyList_Append(args[7], handle)) {
+        Py_XDECREF(handle);
+        return NULL;
+    }
+    return Py_BuildValue("NKKO", handle, (unsigned long long)counts[0], (unsigned long long)counts[1],
+                         done == 2 ? Py_True : Py_False);
 }
 
 /* Whether anybody holds a column's topic, by all rows: 1, 0, or -1 if a row is odd. `without` is a word that counts as 0. */

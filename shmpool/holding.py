@@ -88,6 +88,7 @@ class HoldingStore(Store):
         self._next_sweep = 0
         self._reaping = threading.RLock()
         self._row_is_clean = False
+        self._reaped_own = 0  # that nobody was told of
 
     # ---- values and refs
 
@@ -98,33 +99,42 @@ class HoldingStore(Store):
         self._catch_up()
         engine = self.stripes.engine
         stripe = engine.stripe(value) if engine else self._hash(value) * self._stripe_count >> 64
-        while True:
-            try:
-                return self.locks[stripe].run(self._hold, stripe, value, capacity)
-            except PoolFullError:
-                if not self._make_room(stripe, value, capacity):
-                    raise
+        taken: list[int] = []
+        try:
+            while True:
+                try:
+                    return self.locks[stripe].run(self._hold, stripe, value, capacity, taken)
+                except PoolFullError:
+                    if not self._make_room(stripe, value, capacity):
+                        raise
+        except BaseException:
+            # A signal handler's, on the way out: nobody got the ref, so nobody would ever give the hold back.
+            for handle in taken:
+                with suppress(PoolError, ValueError):  # went with a reset, or the pool was closed, by another thread
+                    self._release(TopicRef(self.stripes.origin + handle))
+            raise
 
-    def _hold(self, stripe: int, value: bytes, capacity: int) -> TopicRef:
+    def _hold(self, stripe: int, value: bytes, capacity: int, taken: list[int]) -> TopicRef:
+        """Hold a value, or insert it held; its handle comes into `taken` with the hold, before any signal handler can run."""
         if self.closed:
             self.check_open()
         stripes = self.stripes
         may_insert = self._room(stripe, capacity) > 0
-        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), may_insert=may_insert)
-        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity)
+        held = stripes.hold_plainly(value, Ledgers(*self.attachment.ledgers), taken, may_insert=may_insert)
+        handle, place = held or self._hold_or_insert(stripe, self._hash(value), value, capacity, taken)
         ref: TopicRef = stripes.origin + handle  # type: ignore[assignment]
         self._count_use(place.uses, handle >> GENERATION_SHIFT)
         self.held.add((ref, place.holds, place.uses, value))
         return ref
 
-    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int) -> tuple[int, Place]:
+    def _hold_or_insert(self, stripe: int, hash_: int, value: bytes, capacity: int, taken: list[int]) -> tuple[int, Place]:
         self.stripes.recover(stripe)
-        held = self.stripes.hold(stripe, hash_, value, self._place_of)
+        held = self.stripes.hold(stripe, hash_, value, self._place_of, taken)
         if held:
             return held
         if self._room(stripe, capacity) <= 0:
             raise self._full(capacity)
-        return self.stripes.insert_held(stripe, hash_, value, self._place_of)
+        return self.stripes.insert_held(stripe, hash_, value, self._place_of, taken)
 
     def _place_of(self, column: int) -> Place:
         return Place(*self.attachment.commit_column(column))
@@ -297,21 +307,22 @@ class HoldingStore(Store):
             self._reap_own_row()
         self._trim()
 
-    def _reap_own_row(self) -> int:
-        if self._row_is_clean:
-            return 0
-        count = self._reap_row(self.attachment.row)
-        self._row_is_clean = True
-        self.reaped += count
-        return count
+    def _reap_own_row(self) -> None:
+        if not self._row_is_clean:
+            self._reaped_own = self._reap_row(self.attachment.row)
+            self._row_is_clean = True
+            self.reaped += self._reaped_own
 
     def reap(self) -> int:
-        """Give back the holds of processes that are gone; returns how many. Never waits for another reaper."""
+        """Give back the holds of processes that are gone; returns how many, with those that this process found in its own row.
+        Never waits for another reaper."""
         self.check_open()
         if self._is_inside() or not self._reaping.acquire(blocking=False):
             return 0
         try:
-            count = self._reap_own_row() + sum(map(self._reap_if_gone, holding_rows(self.segment)))
+            self._reap_own_row()
+            own, self._reaped_own = self._reaped_own, 0
+            count = own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
             self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
             return count
         finally:

@@ -116,7 +116,8 @@ def holding_rows(segment: Segment) -> list[int]:
     """The rows that ever had a hold, whoever they belong to. About 2 us."""
     geometry = segment.constants.geometry
     rows = np.frombuffer(segment.words, np.uint64, geometry.process_count * PROCESS_WORDS, row_word(segment, 0) * WORD_SIZE)
-    found: list[int] = rows[HOLDS::PROCESS_WORDS].nonzero()[0].tolist()
+    # Of a copy: numpy counts first and collects then, and raises where another process has its first hold in between.
+    found: list[int] = rows[HOLDS::PROCESS_WORDS].copy().nonzero()[0].tolist()
     return found
 
 

@@ -478,10 +478,10 @@ class HoldingPool(Pool):
         held: list[TopicRef] = []
         try:
             held.extend(map(self.intern, values))
+            return np.array(held, np.uint64)
         except BaseException:
             self.release_many(held)
             raise
-        return np.array(held, np.uint64)
 
 
 def _attach_again(name: str, pool_id: int, cache_size: int) -> Pool:

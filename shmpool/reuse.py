@@ -212,10 +212,15 @@ class ReusingStripes(Stripes):
 
     # ---- under the stripe's lock, after `recover`
 
-    def hold_plainly(self, value: bytes, ledgers: Ledgers, *, may_insert: bool) -> tuple[int, Place] | None:
+    # What takes a hold puts the handle into `taken` at once, before a signal handler can run: whoever is interrupted on the way
+    # out knows what to give back.
+
+    def hold_plainly(
+        self, value: bytes, ledgers: Ledgers, taken: list[int], *, may_insert: bool
+    ) -> tuple[int, Place] | None:
         """The compiled engine's `hold` and `insert_held`, also before `recover`; None, and nothing was changed, where it is not
         in use or there is more to be done than it does."""
-        held = self._turnover.hold(value, *ledgers, self._oldest(), may_insert) if self._turnover else None
+        held = self._turnover.hold(value, *ledgers, self._oldest(), may_insert, taken) if self._turnover else None
         if held is None:
             return None
         self.inserts += held[3]
@@ -232,7 +237,9 @@ class ReusingStripes(Stripes):
         self.frees += is_gone
         return True
 
-    def hold(self, stripe: int, hash_: int, value: bytes, place_of: Callable[[int], Place]) -> tuple[int, Place] | None:
+    def hold(
+        self, stripe: int, hash_: int, value: bytes, place_of: Callable[[int], Place], taken: list[int]
+    ) -> tuple[int, Place] | None:
         """Take a hold of a value's record: its handle, and the words that `place_of` gave for its column; None if there is no
         record. One that is too old goes first. Raises PoolFullError where the ledgers find no memory."""
         handle = self._find(stripe, hash_, value)
@@ -248,15 +255,19 @@ class ReusingStripes(Stripes):
         row = self._stripes_word + stripe * STRIPE_WORDS
         if not words[stamp_word]:
             words[place.holds] += 1
+            taken.append(handle)
             return handle, place
         words[row + INTENT] = INTENT_SETTLE << INTENT_SHIFT | offset
         words[place.holds] += 1
+        taken.append(handle)
         words[stamp_word] = 0
         words[self.shelf(stripe) + UNHELD] -= 1
         words[row + INTENT] = 0
         return handle, place
 
-    def insert_held(self, stripe: int, hash_: int, value: bytes, place_of: Callable[[int], Place]) -> tuple[int, Place]:
+    def insert_held(
+        self, stripe: int, hash_: int, value: bytes, place_of: Callable[[int], Place], taken: list[int]
+    ) -> tuple[int, Place]:
         """Insert a value that `hold` did not find, held once. Returns what `hold` does.
 
         Raises PoolFullError, with nothing changed, where the stripe, the arena or the host's memory has no room.
@@ -281,12 +292,14 @@ class ReusingStripes(Stripes):
             offset, place = self._reuse(stripe, head, hash_, value, table.word + index, place_of)
         else:
             offset, place = self._append(stripe, size, hash_, value, table.word + index, place_of)
+        handle = read_record(self.segment, offset).generation << GENERATION_SHIFT | offset
         words[place.holds] = 1
+        taken.append(handle)
         words[row + COUNT] += 1
         words[shelf + TOMBSTONES] -= is_tombstone
         words[row + INTENT] = 0
         self.inserts += 1
-        return read_record(self.segment, offset).generation << GENERATION_SHIFT | offset, place
+        return handle, place
 
     def _reuse(
         self, stripe: int, head: int, hash_: int, value: bytes, slot_word: int, place_of: Callable[[int], Place]
@@ -577,6 +590,9 @@ class ReusingStripes(Stripes):
         # Before it is settled, which goes on from there: a count that still lacks the record would fall below 0.
         self._count(stripe)
         if forward:
+            # What an insert had to do is done. Were this one killed while it frees the record, the next would take it for one
+            # that never was inserted.
+            self.segment.words[self._stripes_word + stripe * STRIPE_WORDS + INTENT] = INTENT_SETTLE << INTENT_SHIFT | place
             self._settle(stripe, place)
         return forward
 

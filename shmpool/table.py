@@ -104,7 +104,7 @@ def find_live(
         slot = words[table_word + index]
         if not slot:
             return -1
-        if slot >> TAG_SHIFT == tag:
+        if slot >> TAG_SHIFT == tag and slot != TOMBSTONE:  # which would lead to arena offset 0, committed or not
             offset = slot & OFFSET_MASK
             if offset + RECORD_SIZE + size <= arena_limit:
                 start = arena_offset + offset

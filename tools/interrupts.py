@@ -34,7 +34,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from tests.stress.alarms import Alarm, Tally
-from tests.stress.interrupting import SCENES, Scene
+from tests.stress.interrupting import Scene
+from tests.stress.interrupting_holds import SCENES
 from tests.stress.stage import Stage
 from tests.unit.interrupts import interrupted_at
 from tests.unit.processes import Forked

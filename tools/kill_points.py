@@ -4,8 +4,8 @@
 
 A real process does the operation under ptrace and gets SIGKILL before its k-th step, for every k until it completes; then another
 process must go on within 100 ms (a slow one is tried again, up to three times: it may have waited for a core), and everything is
-judged (see tests/stress/kill_points.py). Recovery is an operation, too: after kills of an insert that leave its lock held, the
-next process is killed at every step of taking over and recovering.
+judged (see tests/stress/kill_points.py, and lifecycles.py for pools that let topics go). Recovery is an operation, too: after
+kills that leave a lock held or an intent set, the next process is killed at every step of taking over and recovering.
 
 Exit status 0 if nothing was lost, doubled, leaked or blocked, 1 if something was, 2 if it could not be run, 130 if interrupted.
 """
@@ -20,8 +20,9 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,15 +31,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from tests.stress import lifecycles, operations
 from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Tally
-from tests.stress.operations import INSERTS, OPERATIONS, STRIPES, recoveries
+from tests.stress.operations import INSERTS, OPERATIONS, STRIPES
 from tests.stress.tracing import is_possible
+from tests.stress.turns import BASES, TURNS
+from tests.unit.inside import ENGINES, engine_chosen
 from tests.unit.own_files import OwnFiles, own_files
 from tools.bench_intern import machine
 
 RESULTS: Final = Path(__file__).parent / "results"
 MOST_RECOVERIES: Final = 20  # of one operation: a long batch has a hundred kills to recover from that differ in a count alone
 SHOWN: Final = 20
+PLAIN: Final = ", plain Python"
 PLAIN_WIDTH: Final = 150
 
 Tallies = dict[str, Tally]
@@ -87,18 +92,23 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def kill_everywhere(files: OwnFiles, options: argparse.Namespace, tallies: Tallies, say: Say) -> None:
     points = KillPoints(files, lambda _: None)
     todo: list[tuple[str, Operation]] = [(operation.name, operation) for operation in [*OPERATIONS, STRIPES]]
-    bases = {f"recovery from {base.name}": base for base in INSERTS}
+    todo += [(turn.name + PLAIN * plain, turn) for turn in TURNS for plain in range(len(ENGINES))]
+    bases: dict[str, Callable[[], Sequence[Operation]]] = {
+        f"recovery from {base.name}": partial(operations.recoveries, base, files) for base in INSERTS
+    }
+    bases |= {f"recovery from {base.name}": partial(lifecycles.recoveries, base, files) for base in BASES}
     wanted = [name for name in [*dict(todo), *bases] if any(word in name for word in options.only)]
-    for name, base in bases.items():
+    for name, recoveries in bases.items():
         if name in wanted:
-            say(f"which kills of {base.name} need recovery", 0, 1)
-            found = recoveries(base, files)
+            say(f"which kills need {name}", 0, 1)
+            found = recoveries()
             todo += [(name, recovery) for recovery in found[:: -(-len(found) // MOST_RECOVERIES)]]
     todo = [(name, operation) for name, operation in todo if name in wanted]
     for done, (name, operation) in enumerate(todo):
         tally = tallies.setdefault(name, Tally())
-        for _ in points.each(operation, tally, options.stride):
-            say(f"{name}: {tally.points} kill points", done, len(todo))
+        with engine_chosen("python" if name.endswith(PLAIN) else ENGINES[0]):
+            for _ in points.each(operation, tally, options.stride):
+                say(f"{name}: {tally.points} kill points", done, len(todo))
     say("done", len(todo), len(todo))
 
 

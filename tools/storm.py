@@ -1,10 +1,10 @@
 """A long storm: processes intern into one pool while they are killed, stopped, forked and attached again, ten thousand times.
 
-    python tools/storm.py [--kills N] [--processes N] [--seed N] [--json] [--save]
+    python tools/storm.py [--policy POLICY] [--kills N] [--processes N] [--seed N] [--json] [--save]
 
 Goes in rounds, each with a fresh pool (so that tables and arena grow again) of another number of stripes; after each, the pool
-is held against everything that was acknowledged. Ends at the first round that shows a violation. Exit status 0 if there was none,
-1 if there was one, 130 after Ctrl-C.
+is held against everything that was acknowledged. Under another policy than forever the processes hold and give back too.
+Ends at the first round that shows a violation. Exit status 0 if there was none, 1 if there was one, 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from shmpool import Policy
 from tests.stress.judge import KINDS
-from tests.stress.rounds import Outcome, Plan, run_round
+from tests.stress.rounds import FOREVER, Outcome, Plan, run_round
 
 RESULTS: Final = Path(__file__).parent / "results"
 STRIPE_COUNTS: Final = (1, 2, 4, 16)
 KILLS_A_ROUND: Final = 100
 PLAIN_WIDTH: Final = 100  # of the table in a file or a pipe
 SUMS: Final = (
-    "stops", "forks", "attaches", "acknowledged", "topics", "growths", "waits", "takeovers", "rollbacks", "rollforwards",
+    "stops", "forks", "attaches", "acknowledged", "given", "kept", "topics", "growths", "waits", "takeovers", "rollbacks",
+    "rollforwards",
 )
 LABELS: Final = {
     "kills": "processes killed",
@@ -53,6 +55,8 @@ LABELS: Final = {
     "forks": "forks by those who are killed",
     "attaches": "re-attaches",
     "acknowledged": "refs acknowledged",
+    "given": "holds given back",
+    "kept": "holds of the living, compared in the end",
     "topics": "topics inserted",
     "growths": "tables doubled",
     "waits": "waits for a lock",
@@ -63,6 +67,9 @@ LABELS: Final = {
     "stall_p99_ms": "intern, 99th percentile (ms)",
     "stall_p9999_ms": "intern, 99.99th percentile (ms)",
     "stall_worst_ms": "intern, worst (ms)",
+    "give_p50_ms": "release, median (ms)",
+    "give_p99_ms": "release, 99th percentile (ms)",
+    "give_worst_ms": "release, worst (ms)",
     "attach_worst_ms": "leave and attach, worst (ms)",
 }
 
@@ -97,6 +104,7 @@ class Figures:
     notes: list[str] = field(default_factory=list)
     interns: Durations = field(default_factory=Durations)
     attaches: Durations = field(default_factory=Durations)
+    gives: Durations = field(default_factory=Durations)
 
     def add(self, outcome: Outcome) -> None:
         self.rounds += 1
@@ -108,6 +116,7 @@ class Figures:
         self.notes += outcome.verdict.notes
         self.interns.add(outcome.stalls)
         self.attaches.add(outcome.attach_stalls)
+        self.gives.add(outcome.give_stalls)
 
     @property
     def violated(self) -> int:
@@ -117,6 +126,9 @@ class Figures:
         shares = {"stall_p50_ms": 0.5, "stall_p99_ms": 0.99, "stall_p9999_ms": 0.9999}
         stalls = {name: round(self.interns.percentile_ms(share), 3) for name, share in shares.items()}
         stalls |= {"stall_worst_ms": round(self.interns.worst / 1e6, 3), "attach_worst_ms": round(self.attaches.worst / 1e6, 3)}
+        if self.gives.counts.any():
+            stalls |= {f"give_p{share}_ms": round(self.gives.percentile_ms(share / 100), 3) for share in (50, 99)}
+            stalls["give_worst_ms"] = round(self.gives.worst / 1e6, 3)
         return {"rounds": self.rounds, "duration_s": round(self.duration_s, 1), **self.sums, **stalls, **self.violations}
 
 
@@ -133,7 +145,7 @@ def main() -> int:
     status = 1 if figures.violated else status
     record = json.dumps(described(options, figures), indent=2)
     if options.save and figures.rounds and status != 130:
-        (RESULTS / "storm.json").write_text(record + "\n")
+        (RESULTS / f"storm{'' if options.policy == FOREVER else f'-{options.policy.name}'}.json").write_text(record + "\n")
     if options.json:
         print(record)
     elif figures.rounds:
@@ -146,7 +158,7 @@ def rage(options: argparse.Namespace, figures: Figures, reporter: Reporter) -> N
     while (left := options.kills - figures.sums.get("kills", 0)) > 0 and not figures.violated:
         rng = random.Random(f"{options.seed} {figures.rounds}")
         stripe_count = STRIPE_COUNTS[figures.rounds % len(STRIPE_COUNTS)]
-        plan = Plan(stripe_count, min(left, KILLS_A_ROUND), options.processes)
+        plan = Plan(stripe_count, min(left, KILLS_A_ROUND), options.processes, policy=options.policy)
         figures.add(run_round(f"storm-{os.getpid()}-{figures.rounds}", rng, plan, reporter.advance))
         reporter.tell(figures)
 
@@ -205,12 +217,14 @@ class Reporter:
 
 
 def show(options: argparse.Namespace, figures: Figures) -> None:
-    table = Table(box=SIMPLE_HEAD, show_header=False, title=f"Storm of {options.processes} processes, seed {options.seed}")
+    title = f"Storm of {options.processes} processes, {options.policy}, seed {options.seed}"
+    table = Table(box=SIMPLE_HEAD, show_header=False, title=title)
     table.add_column()
     table.add_column(justify="right")
     found = figures.as_dict()
     for name, label in LABELS.items():
-        table.add_row(label, f"{found[name]:,}")
+        if name in found and (found[name] or name not in ("given", "kept")):
+            table.add_row(label, f"{found[name]:,}")
     table.add_section()
     for kind in KINDS:
         table.add_row(kind, f"{figures.violations[kind]:,}", style="bold red" if figures.violations[kind] else "green")
@@ -231,6 +245,7 @@ def described(options: argparse.Namespace, figures: Figures) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
         "seed": options.seed,
+        "policy": str(options.policy),
         "processes": options.processes,
         "figures": figures.as_dict(),
         "notes": figures.notes,
@@ -239,15 +254,23 @@ def described(options: argparse.Namespace, figures: Figures) -> dict[str, Any]:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="storm", description=__doc__.splitlines()[0])
+    parser.add_argument("--policy", type=policy, default=FOREVER, help="forever, refcount, lru:N or ttl:S; default %(default)s")
     parser.add_argument("--kills", type=positive, default=10_000, help="default %(default)s")
     parser.add_argument("--processes", type=at_least_two, default=4, help="at a time, one of which survives; default %(default)s")
     parser.add_argument("--seed", type=int, help="of everything random; default: a new one, shown with the figures")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.add_argument("--save", action="store_true", help="keep them in tools/results/storm.json too")
+    parser.add_argument("--save", action="store_true", help="keep them in tools/results/storm.json, or storm-POLICY.json, too")
     options = parser.parse_args(arguments)
     if options.seed is None:
         options.seed = secrets.randbelow(2**32)
     return options
+
+
+def policy(text: str) -> Policy:
+    try:
+        return Policy.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def positive(text: str) -> int:

@@ -9,6 +9,8 @@ import sys
 from types import FrameType
 from typing import Any, Final
 
+from shmpool.holding import HoldingStore
+from shmpool.reuse import ReusingStripes
 from shmpool.store import Store
 from shmpool.stripe import Stripes
 
@@ -22,6 +24,18 @@ _UNDER_LOCK: Final = {
         (Stripes._take_chunk, 600),  # noqa: SLF001
         (Stripes._grow, 600),  # noqa: SLF001
         (Stripes.recover, 300),
+        (HoldingStore._hold, 300),  # noqa: SLF001 - and where topics go
+        (HoldingStore._give_back, 300),  # noqa: SLF001
+        (ReusingStripes.hold, 300),
+        (ReusingStripes.insert_held, 300),
+        (ReusingStripes._reuse, 600),  # noqa: SLF001
+        (ReusingStripes._append, 600),  # noqa: SLF001
+        (ReusingStripes._write, 600),  # noqa: SLF001
+        (ReusingStripes._rebuild, 600),  # noqa: SLF001
+        (ReusingStripes.drop, 600),
+        (ReusingStripes._settle, 300),  # noqa: SLF001
+        (ReusingStripes._finish_free, 600),  # noqa: SLF001
+        (ReusingStripes._shelve, 600),  # noqa: SLF001
     )
 }
 

@@ -58,6 +58,7 @@ class Scene:
         facts |= {"rows": len(stats.processes)}
         if not self.may_add:
             facts |= {"size": stats.size, "used": stats.arena_used_size, "committed": stats.arena_committed_size}
+            facts |= {"holds": stats.holds}
         return facts
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from shmpool.layout import PAGE_SIZE
 from tests.model import assert_sound
 from tests.stress.tracing import Step, Tracee, Tracer
 from tests.unit.own_files import OwnFiles
-from tests.unit.processes import ChildDiedError
+from tests.unit.processes import ChildDiedError, Forked
 
 SURVIVOR_LIMIT_S: Final = 0.1  # from the dead process's reaping to the end of another's operation
 DEADLINE_S: Final = 10.0  # against hanging
@@ -39,8 +40,12 @@ class Scene:
     pool: Pool | None = None
     expected: dict[bytes, int] = field(default_factory=dict)  # what was acknowledged, and its refs
     doubtful: list[bytes] = field(default_factory=list)  # what the killed process was inserting
+    holds: Counter[bytes] = field(default_factory=Counter)  # the survivor's
+    given: dict[int, bytes] = field(default_factory=dict)  # every ref that anyone was ever given
+    dead: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # how many holds the killed may have: the fewest, the most
     acknowledgements: list[Any] = field(default_factory=list)
     kept: list[Any] = field(default_factory=list)  # in the victim, against an early finalizer
+    children: list[Forked] = field(default_factory=list)  # who else is there
     survivor_s: float = 0.0
     memory_size: int = 0
     rollbacks: int = 0
@@ -50,6 +55,8 @@ class Scene:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for child in self.children:
+            child.__exit__(None, None, None)
         if self.pool is not None:
             self.pool.close()
         with suppress(PoolNotFoundError):

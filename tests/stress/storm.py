@@ -22,7 +22,7 @@ from typing import Final, NoReturn, Self
 from shmpool import Pool
 from tests.stress.member import ENGINES, Member
 from tests.stress.sight import Sight, look_at, state_of
-from tests.stress.traces import COMPILED, DONE, FORKS, SINCE, Traces
+from tests.stress.traces import COMPILED, DONE, FORKS, HALT, QUIET, SINCE, Traces
 
 PATIENCE_S: Final = 60.0  # against hanging; nothing here takes a hundredth of it
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -60,6 +60,7 @@ class Storm:
     rng: random.Random
     patience_s: float = PATIENCE_S
     sabotage: Callable[[], None] | None = None  # breaks the pool in every process of the storm, but not in its leader
+    kind: type[Member] = Member
     members: dict[int, int] = field(default_factory=dict)  # a pidfd for each pid
     kills: Kills = field(default_factory=Kills)
     stops: int = 0
@@ -89,8 +90,8 @@ class Storm:
 
     # ---- processes come
 
-    def start(self, body: Body = Member.live, *, afresh: bool = False) -> int:
-        """Fork a process, which inserts a little, announces itself and runs `body`."""
+    def start(self, body: Body | None = None, *, afresh: bool = False) -> int:
+        """Fork a process, which inserts a little, announces itself and runs `body`, or lives as its kind does."""
         seed = self.rng.getrandbits(32)
         # Ctrl-C in a child that does not ignore it yet would send it up its leader's stack.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -131,7 +132,7 @@ class Storm:
             self.pids.add(pid)
             self.members[pid] = os.pidfd_open(pid)
 
-    def _run(self, body: Body, seed: int, mask: set[int | signal.Signals], *, afresh: bool) -> NoReturn:
+    def _run(self, body: Body | None, seed: int, mask: set[int | signal.Signals], *, afresh: bool) -> NoReturn:
         status = 1
         try:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -139,14 +140,14 @@ class Storm:
             self.traces.register()
             os.close(self._lead)
             os.close(self._ended)
-            member = Member(self, self.pool, random.Random(seed))
+            member = self.kind(self, self.pool, random.Random(seed))
             if self.sabotage:
                 self.sabotage()
                 member.attach_afresh("python")
             elif afresh:
                 member.attach_afresh(member.rng.choice(ENGINES))
             member.begin()
-            body(member)
+            (body or self.kind.live)(member)
             status = 0
         except BaseException:  # noqa: BLE001 - it goes to the leader
             self.traces.complain(traceback.format_exc())
@@ -278,6 +279,16 @@ class Storm:
             self._check_nobody_ended()
             if time.monotonic() > deadline:
                 raise BlockedError(f"process {pid} is alive and did nothing for {patience_s} s")
+            time.sleep(0.0005)
+
+    def halt(self) -> None:
+        """Wait until every process has said what it holds, and stands still."""
+        self.traces.mode = HALT
+        deadline = time.monotonic() + self.patience_s
+        while not all(self.traces.cell(pid)[QUIET] for pid in self.members):
+            self._check_nobody_ended()
+            if time.monotonic() > deadline:
+                raise BlockedError(f"a process is alive and did not come to a halt in {self.patience_s} s")
             time.sleep(0.0005)
 
     def _check_nobody_ended(self) -> None:

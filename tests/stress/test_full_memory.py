@@ -44,6 +44,28 @@ def test_every_allocation_that_fails_is_an_error_that_changes_nothing_and_servic
     assert [operation for operation in least if refused[operation] and not least[operation]] == []
 
 
+REFUSED_HOLDS = {
+    "holding_the_first": 8,
+    "holding_what_another_holds": 2,
+    "holding_beyond_a_page_of_the_ledgers": 2,
+    "rebuilding_a_table": 1,
+    "growing_a_table": 2,
+    "taking_a_chunk": 4,
+    "evicting": 0,
+    "using_free_space": 0,
+    "releasing": 0,
+}
+
+
+def test_holds_that_find_no_memory_change_nothing_and_to_give_them_back_takes_none() -> None:
+    skip_unless_it_can_be_had()
+
+    ended = in_small_shm("-m", "tests.stress.full_memory_holds", mount="size=16m,nr_inodes=64")
+
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == REFUSED_HOLDS
+
+
 LIMITED = """
 import os, resource, sys
 from shmpool import Pool, PoolFullError

@@ -5,21 +5,31 @@ Here at each point where CPython lets another in, one by one, and in crowds that
 
 from __future__ import annotations
 
+import dis
+import gc
+import sys
+import weakref
 from collections.abc import Callable
 
 import pytest
 
-from shmpool import Policy, Pool
+from shmpool import NotHeldError, Policy, Pool, StaleRefError, TopicRef
+from shmpool.held import Held
 from tests.stress.crowd import (
+    Barrier,
     assert_held,
     assert_nothing_left,
+    crowd,
     each_point,
     hold,
     kill_with_holds,
+    raises,
+    threads,
     try_until_closed,
     with_thread_at,
 )
-from tests.unit.inside import engine_chosen, store_of
+from tests.unit.inside import ENGINES, engine_chosen, store_of
+from tests.unit.interrupts import interrupted_at
 from tests.unit.processes import in_child
 
 Names = Callable[[], str]
@@ -114,3 +124,205 @@ def test_a_thread_that_holds_while_another_closes_leaves_no_hold_behind(new_pool
             return was_met
 
         assert each_point(try_point) > 10
+
+
+# ---- crowds of threads
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("policy", [Policy.refcount(), Policy.lru(max_unheld=2)], ids=lambda policy: policy.name)
+def test_holds_that_several_threads_take_and_give_back_of_one_topic_are_counted_exactly(
+    pool_name: str, policy: Policy, engine: str
+) -> None:
+    """Hot and cold: now and then all of one thread's are given back, and with few entries remembered they are forgotten too."""
+    rounds = 1500
+
+    def body(place: int) -> int:
+        mine = 0
+        for number in range(rounds):
+            value = values[number % 2]
+            ref = pool.intern(value)
+            assert pool.resolve(ref) == value
+            if number % 5:
+                pool.release(ref)
+            else:
+                mine += 1
+        return mine
+
+    values = [b"/one", b"/two"]
+    with engine_chosen(engine), Pool.create(pool_name, policy=policy, stripe_count=2, cache_size=1) as pool:
+        taken = threads(4, body)
+
+        assert sum(taken) == 4 * rounds // 5
+        assert_held(pool, {values[0]: sum(taken) // 2, values[1]: sum(taken) // 2})
+        if policy.keeps_unheld:  # else what was used before the last hold of a moment went is not the topic's that came then
+            assert [topic.uses for topic in pool.top(2)] == [2 * rounds + 1] * 2  # with the looks above
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_first_and_last_holds_of_several_threads_leave_nothing(pool_name: str, engine: str) -> None:
+    def body(place: int) -> None:
+        for number in range(400):
+            ref = pool.intern(b"/one")
+            assert pool.resolve(ref) == b"/one"
+            pool.release(ref)
+            pool.release(pool.intern(b"%d" % (number % 3)))
+
+    with engine_chosen(engine), Pool.create(pool_name, policy=Policy.refcount(), stripe_count=2) as pool:
+        threads(4, body)
+
+        assert_nothing_left(pool)
+
+
+# ---- what the counts rest on
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="told for CPython 3.11 to 3.13")
+@pytest.mark.parametrize("method", [Held.take, Held.give, Held.use], ids=lambda method: method.__name__)
+def test_no_thread_or_handler_comes_between_the_look_at_an_entry_and_the_store_of_its_count(
+    method: Callable[..., object],
+) -> None:
+    """CPython switches threads and runs handlers after calls, at jumps backwards and at a function's start, and nowhere else."""
+    names = [instruction.opname for instruction in dis.get_instructions(method)]
+
+    first = next(place for place, name in enumerate(names) if name in LOOKS)
+    last = max(place for place, name in enumerate(names) if name == "STORE_SUBSCR")
+
+    assert first < last
+    assert not [name for name in names[first : last + 1] if is_check_point(name)]
+
+
+LOOKS = ("BINARY_SUBSCR", "BINARY_OP")  # a subscript is an operator from 3.14 on
+
+
+def is_check_point(name: str) -> bool:
+    return name.startswith(("CALL", "PRECALL", "RESUME", "YIELD", "SEND", "FOR_ITER")) or "BACKWARD" in name
+
+
+@pytest.mark.parametrize(
+    ("code", "has_one"),
+    [("words[0] += 1", False), ("words[0] = max(words[0], 1)", True), ("for word in words: pass", True)],
+)
+def test_check_points_are_recognized(code: str, has_one: bool) -> None:
+    assert any(is_check_point(each.opname) for each in list(dis.get_instructions(compile(code, "", "exec")))[1:]) == has_one
+
+
+# ---- signal handlers and finalizers
+
+
+class Owner:
+    """Gives back what it holds when it is collected."""
+
+    def __init__(self, pool: Pool, value: bytes) -> None:
+        self.pool, self.ref = pool, pool.intern(value)
+        self.cycle = self
+
+    def __del__(self) -> None:
+        self.pool.release(self.ref)
+
+
+OPERATIONS: dict[str, Callable[[Pool], object]] = {
+    "first hold": lambda pool: pool.intern(b"new"),
+    "hold of a batch": lambda pool: pool.intern_many([b"kept", b"new"]),
+    "last release": lambda pool: pool.release(pool.intern(b"goes")),
+    "lookup": lambda pool: pool.lookup(b"nobody's"),
+    "iteration": list,
+    "reap": Pool.reap,
+    "check": Pool.check,
+    "flush": Pool.flush,
+}
+
+
+@pytest.mark.parametrize("way", ["handler", "__del__", "finalize"])
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_a_finalizer_or_handler_gives_back_inside_an_operation_is_given_back_once(
+    new_pool_name: Names, operation: str, way: str
+) -> None:
+    def play() -> int:
+        gc.disable()
+        step = {"lookup": 1, "check": 150}.get(operation, 6)
+        return each_point(lambda number: try_point(1 + step * (number - 1)))
+
+    def try_point(point: int) -> bool:
+        with Pool.create(new_pool_name(), policy=Policy.refcount(), stripe_count=2, cache_size=2, process_count=4) as pool:
+            kept = pool.intern(b"kept")
+            owners = [Owner(pool, b"owned"), Owner(pool, b"owned")]
+            owned, cycles = owners[0].ref, []
+            if way != "__del__":
+                refs = [pool.intern(b"owned again") for _ in range(2)]
+                owners.clear()
+                gc.collect(0)
+                owned = refs[0]
+                if way == "finalize":
+                    cycles = [Cycle(), Cycle()]
+                    for place in range(2):
+                        weakref.finalize(cycles[place], pool.release, owned).atexit = False
+
+            def strike() -> None:
+                if way == "handler":
+                    for _ in range(2):
+                        pool.release(owned)
+                    with pytest.raises((NotHeldError, StaleRefError)):
+                        pool.release(owned)
+                owners.clear()
+                cycles.clear()
+                gc.collect(0)
+
+            was_struck = interrupted_at(point, strike, lambda: OPERATIONS[operation](pool))
+            if not was_struck:
+                return False
+            pool.release(pool.intern(b"next"))
+            with pytest.raises(StaleRefError):
+                pool.resolve(owned)
+            held = {pool.resolve(ref): count for ref, count in holds_in(pool).items()}
+            assert held.pop(b"kept") >= 1
+            assert held.keys() <= {b"new"}
+            assert pool.resolve(kept) == b"kept"
+            assert pool.check() == []
+            return True
+
+    with engine_chosen("python"):
+        assert in_child(play) > 2
+
+
+class Cycle:
+    def __init__(self) -> None:
+        self.cycle = self
+
+
+def holds_in(pool: Pool) -> dict[TopicRef, int]:
+    return {ref: sum(holder.count for holder in pool.holders(ref)) for ref, _ in pool}
+
+
+WELL_INSIDE = 15  # points after the first with the lock's mutex: its byte is locked by then
+
+
+def test_finalizers_that_give_back_what_is_in_each_others_stripe_do_not_wait_for_each_other(pool_name: str) -> None:
+    """Two processes, each inside its own stripe's lock, each with a finalizer that releases a topic of the other's stripe."""
+    with Pool.create(pool_name, policy=Policy.refcount(), stripe_count=2) as pool:
+        near = b"here"
+        far = in_other_stripe(pool, near)[0]
+        barrier = Barrier(2)
+
+        def body(place: int) -> bool:
+            others = near if place else far
+            given = pool.intern(others)
+            more = in_other_stripe(pool, others, 2)[1]
+            inside = 0
+
+            def try_point(point: int) -> bool:
+                def come_in() -> None:
+                    nonlocal inside
+                    inside += any(lock.is_mine() for lock in store_of(pool).locks)
+                    if inside == WELL_INSIDE:
+                        barrier.wait(place)  # now both are
+                        pool.release(given)
+
+                return interrupted_at(point, come_in, lambda: pool.release(pool.intern(more))) and inside < WELL_INSIDE
+
+            each_point(try_point)
+            pool.release(pool.intern(b"next"))
+            return inside == WELL_INSIDE and raises(lambda: pool.resolve(given)) is StaleRefError
+
+        with engine_chosen("python"):
+            assert crowd(2, body) == [True, True]

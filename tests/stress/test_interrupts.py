@@ -12,7 +12,7 @@ from dataclasses import asdict
 import pytest
 
 from tests.stress.alarms import Alarm
-from tests.stress.interrupting import SCENES
+from tests.stress.interrupting_holds import SCENES
 from tests.stress.stage import Stage
 from tests.unit.interrupts import count_check_points, interrupted_at
 from tests.unit.processes import in_child

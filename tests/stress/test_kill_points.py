@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import pytest
 
 from shmpool.layout import PAGE_SIZE
-from tests.stress import operations
+from tests.stress import lifecycles, operations, turns
 from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Scene, Tally, kill
 from tests.stress.operations import Insert
 from tests.stress.tracing import needs_tracing
+from tests.unit.inside import ENGINES, engine_chosen
 from tests.unit.own_files import OwnFiles, own_files
 
 pytestmark = needs_tracing
@@ -22,6 +23,14 @@ SPARSELY = {
     "batch that grows and takes a chunk": 7,
     "reset": 7,
     "gc": 3,
+    "first insert (refcount)": 19,
+    "growth of a table (refcount)": 9,
+    "rebuild of a table full of tombstones (refcount)": 7,
+    "eviction where capacity ends (lru)": 7,
+    "eviction where the arena ends (lru)": 9,
+    "close with holds (refcount)": 17,
+    "first operation in a dead row (refcount)": 5,
+    "reset (refcount)": 37,
 }
 
 
@@ -51,6 +60,16 @@ def test_operation_killed_at_any_step_harms_nobody(files: OwnFiles, operation: O
     assert tally.median_s < SURVIVOR_LIMIT_S
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("operation", turns.TURNS, ids=lambda operation: operation.name)
+def test_turn_killed_at_any_step_harms_nobody(files: OwnFiles, operation: Operation, engine: str) -> None:
+    with engine_chosen(engine):
+        tally = kill_everywhere(files, operation, SPARSELY.get(operation.name, 3))
+
+    assert tally.points > 4
+    assert tally.median_s < SURVIVOR_LIMIT_S
+
+
 @pytest.mark.parametrize("base", [operations.INSERT, operations.TAKE_CHUNK], ids=lambda base: base.name)
 def test_recovery_killed_at_any_step_harms_nobody(files: OwnFiles, base: Insert) -> None:
     found = operations.recoveries(base, files)
@@ -61,6 +80,16 @@ def test_recovery_killed_at_any_step_harms_nobody(files: OwnFiles, base: Insert)
     assert min(tally.points for tally in tallies) > 5
     assert sum(tally.rollbacks for tally in tallies) > 0
     assert sum(tally.rollforwards for tally in tallies) > 0
+
+
+@pytest.mark.parametrize("base", [turns.FREE_LAST, turns.BORROW, turns.LEND, turns.REBUILD], ids=lambda base: base.name)
+def test_recovery_from_a_turn_killed_at_any_step_harms_nobody(files: OwnFiles, base: lifecycles.Turn) -> None:
+    found = lifecycles.recoveries(base, files)
+
+    tallies = [kill_everywhere(files, recovery, 3) for recovery in (found[len(found) // 2], found[-2])]
+
+    assert min(tally.points for tally in tallies) > 4
+    assert sum(tally.rollbacks + tally.rollforwards for tally in tallies) > 0
 
 
 def test_many_killed_at_one_point_take_no_more_memory_than_one_in_each_row(files: OwnFiles) -> None:

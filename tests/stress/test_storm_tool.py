@@ -36,6 +36,20 @@ def test_a_storm_without_violations_shows_its_figures_and_exits_with_0() -> None
     assert [shown["figures"][kind] for kind in KINDS] == [0] * len(KINDS)
 
 
+def test_a_storm_under_a_policy_shows_holds_given_back_and_kept() -> None:
+    result = subprocess.run(
+        [*COMMAND, "--kills", "8", "--policy", "lru:20", "--json"],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, timeout=DEADLINE_S, check=False,
+    )
+
+    assert result.returncode == 0, result.stderr.decode()
+    shown = json.loads(result.stdout)
+    assert shown["policy"] == "lru:20"
+    assert shown["figures"]["given"] > 0
+    assert shown["figures"]["kept"] > 0
+    assert shown["figures"]["give_worst_ms"] >= shown["figures"]["give_p99_ms"] >= shown["figures"]["give_p50_ms"] > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_violation_ends_the_storm_and_exits_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str

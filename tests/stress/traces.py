@@ -29,11 +29,13 @@ ACK = np.dtype(
 )
 assert 4096 % ACK.itemsize == 0, "a record that crosses a page could be cut there"
 make_ack: Final = Struct("<6Q16x").pack
-INTERNED, ALSO, ATTACHED = range(3)  # kinds; ALSO is what a batch interned beside its first
+# Kinds; ALSO is what a batch interned beside its first. Where topics go, GIVEN is a release; HELD tells from when to when a
+# process was sure to hold a topic; KEPT what it holds in the end, with the count of its holds for the end of the operation.
+INTERNED, ALSO, ATTACHED, GIVEN, HELD, KEPT = range(6)
 
 CELL_WORDS = 8  # a cache line for each process, so that they do not slow each other down
-SINCE, DONE, FORKS, ATTACHES, TAKEOVERS, WAITS, COMPILED = range(7)
-CALM, INSERT, ATTACH, REST = range(4)  # what all are to do
+SINCE, DONE, FORKS, ATTACHES, TAKEOVERS, WAITS, COMPILED, QUIET = range(8)
+CALM, INSERT, ATTACH, REST, HALT = range(5)  # what all are to do
 
 
 Acks = NDArray[np.void]

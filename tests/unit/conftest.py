@@ -7,7 +7,10 @@ import pytest
 from shmpool import engine
 
 BUILT = engine.ENGINE == "compiled"
-WITH_EACH = {"test_pool", "test_store", "test_stripe", "test_inspection", "test_hostile", "test_view"}
+WITH_EACH = {
+    "test_pool", "test_store", "test_stripe", "test_inspection", "test_hostile", "test_view", "test_holding", "test_hold_calls",
+    "test_quotas", "test_reuse", "test_held_memory",
+}  # fmt: skip
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -10,10 +10,10 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from shmpool import Pool, PoolCorruptError
+from shmpool import Policy, Pool, PoolCorruptError
 from shmpool import segment as segments
-from shmpool.layout import FOLD_WORD
-from shmpool.ledger import take_snapshot
+from shmpool.layout import FOLD_WORD, HOLDS
+from shmpool.ledger import holding_rows, row_word, take_snapshot
 from tests.model import assert_sound
 from tests.unit.faults import Faults, killed_at
 from tests.unit.inside import store_of
@@ -314,3 +314,27 @@ def test_a_flipped_bit_of_the_fold_word_loses_no_topic(pool_name: str, bit: int)
         store_of(pool).segment.words[FOLD_WORD] = 0
 
         assert_sound(pool, refs)
+
+
+def test_rows_that_hold_are_told_while_others_have_their_first_hold(pool_name: str) -> None:
+    with Pool.create(pool_name, policy=Policy.refcount(), process_count=64) as pool:
+        segment = store_of(pool).segment
+        words = [row_word(segment, row) + HOLDS for row in range(8, 64)]
+
+        def begin_and_end(connection: Connection) -> None:
+            connection.send("begun")
+            while True:
+                for content in (1, 0):
+                    for word in words:
+                        segment.words[word] = content
+
+        pool.intern(b"held")
+        with Forked(begin_and_end) as other:
+            assert other.hear() == "begun"
+            found = [holding_rows(segment) for _ in range(50_000)]
+            other.kill()
+
+        assert all(rows[0] == 0 for rows in found)
+        assert any(len(rows) > 1 for rows in found)
+        for word in words:
+            segment.words[word] = 0
