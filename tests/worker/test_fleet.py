@@ -77,34 +77,51 @@ async def exchange(node: Node, stock: StockPeer, topics: list[str], data: bytes)
         assert await stock.heard.receive() == (topic, data)
 
 
-@pytest.mark.parametrize("policy", ["forever", "refcount", "no pool"])  # the others: tools/demo.py --policy
-def test_the_demo_loses_nothing_and_every_process_agrees(policy: str) -> None:
-    options = ["--interning", "off"] if policy == "no pool" else ["--policy", policy, "--seen", "shared"]
-    command = [sys.executable, "tools/demo.py", "--shards", "2", "--messages", "300", "--seed", "7", "--json"]
-
+def run_demo(*options: str) -> dict[str, Any]:
     done = subprocess.run(
-        [*command, *options],
+        [sys.executable, "tools/demo.py", "--shards", "2", "--seed", "7", "--json", *options],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
-
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(done.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def each_once(count: int) -> dict[str, int]:
+    return {"sent": count, "delivered": count, "duplicates": 0, "lost": 0, "wrong": 0}
+
+
+@pytest.mark.parametrize("interning", ["on", "off"])
+def test_the_demo_loses_nothing_and_every_process_agrees(interning: str) -> None:
+    figures = run_demo("--messages", "300", "--interning", interning)
+
     for way in ("outwards", "inwards"):
-        assert {key: figures[way][key] for key in ("sent", "delivered", "duplicates", "lost", "wrong")} == {
-            "sent": 300, "delivered": 300, "duplicates": 0, "lost": 0, "wrong": 0,
-        }  # fmt: skip
+        assert figures[way] | each_once(300) == figures[way]
     assert figures["outside_dialled"] == 1
     assert figures["outside_connected"] == 2
     assert figures["processes_compared"] == 3
-    if policy != "no pool":
-        assert figures["pool"]["policy"] == policy
-        assert figures["pool"]["holds"] >= (3 * 205 if policy == "refcount" else 0)  # by the application, a shard, its router
+    if interning == "on":
         assert figures["refs_equal"] is True
         assert figures["pool"]["topics"] == figures["topics"] == 205
         assert figures["pool"]["process_count"] == 3
     else:
         assert figures["refs_equal"] is None
         assert figures["pool"] is None
+
+
+def test_the_demo_runs_under_a_policy_that_lets_topics_go_and_with_a_shared_seen_cache(tmp_path: Path) -> None:
+    """On few topics; under each policy and on all of them it is tools/demo.py --policy."""
+    topics = tmp_path / "topics"
+    topics.write_text("\n".join(TOPICS))
+
+    figures = run_demo("--messages", "40", "--topics", str(topics), "--policy", "refcount", "--seen", "shared")
+
+    for way in ("outwards", "inwards"):
+        assert figures[way] | each_once(40) == figures[way]
+    assert figures["refs_equal"] is True
+    assert (figures["pool"]["policy"], figures["seen"]) == ("refcount", "shared")
+    assert figures["pool"]["topics"] == len(TOPICS)
+    assert figures["pool"]["holds"] >= 3 * len(TOPICS)  # by the application, a shard, its router
 
 
 def test_the_demo_fails_when_messages_are_lost() -> None:

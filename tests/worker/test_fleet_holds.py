@@ -93,25 +93,6 @@ def test_a_fleet_holds_what_is_subscribed_and_nothing_once_nobody_is() -> None:
     trio.run(test)
 
 
-def test_what_was_given_up_while_it_was_on_its_way_still_arrives() -> None:
-    async def test() -> None:
-        async with running() as (_, node, pool):
-            [report] = await node.report([])
-            os.kill(report["pid"], signal.SIGSTOP)
-            with trio.move_on_after(0.2):
-                await node.publish(TOPICS[0], b"data")
-            held = pool.lookup(TOPICS[0])
-            os.kill(report["pid"], signal.SIGCONT)
-
-            [report] = await node.report([])
-
-            assert held is not None
-            assert report["host"]["published"] == 1
-            await empty(pool)
-
-    trio.run(test)
-
-
 def test_a_killed_shard_leaks_no_hold() -> None:
     async def test() -> None:
         async with running() as (fleet, node, pool):

@@ -236,7 +236,7 @@ def garbage_of_this_test() -> Iterator[None]:
 @fleet_test
 @pytest.mark.usefixtures("garbage_of_this_test")
 def test_what_waits_for_an_application_that_does_not_read_is_not_settled() -> None:
-    count, data = 30, bytes(100_000)  # far more than a socket holds
+    count, data = 12, bytes(100_000)  # far more than a socket holds
 
     async def test(peer: PeerHost[bytes], fleet: Fleet, node: Node, pool: Pool, nursery: trio.Nursery) -> None:
         for topic in TOPICS:
