@@ -1,0 +1,126 @@
+"""The command: all rounds of all rivals, and the record of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import Progress
+
+from tools.bench_intern import machine
+from tools.rivals.catalog import RIVALS
+from tools.rivals.figures import Results
+from tools.rivals.member import WrongAnswerError
+from tools.rivals.memory import measure_memory
+from tools.rivals.names import Names
+from tools.rivals.rival import Rival
+from tools.rivals.rounds import Effort, measure
+from tools.rivals.showing import show
+
+PROCESSES: Final = (1, 2, 4)  # that share what they know, for their memory
+RESULTS: Final = Path(__file__).parents[1] / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """rounds: how many at each size. guarded: the size at which ratios are judged. topics: that memory is measured with."""
+
+    rounds: dict[int, int]
+    effort: Effort
+    guarded: int
+    topics: int
+
+
+FULL: Final = Plan({64: 3, 10_000: 5, 1_000_000: 1}, Effort(), 10_000, 100_000)
+QUICK: Final = Plan({64: 1, 10_000: 1}, Effort(singles=300, repeats=2, seconds=0.05, processes=(1, 2)), 10_000, 20_000)
+
+
+def run(rivals: Iterable[Rival], plan: Plan, seed: int, console: Console) -> tuple[Results, dict[str, dict[int, int]]]:
+    """All rounds, then memory. Raises WrongAnswerError for a rival whose answers are wrong."""
+    rivals, results, memory = list(rivals), Results(), {}
+    total = (sum(plan.rounds.values()) + 1) * len(rivals)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("", total=total)
+        for size, rounds in plan.rounds.items():
+            for number in range(rounds):
+                shift = number % len(rivals)
+                for rival in rivals[shift:] + rivals[:shift]:
+                    progress.update(bar, description=f"{size:,} values, round {number + 1} of {rounds}: {rival.name}")
+                    for measured in measure(rival, size, plan.effort.scaled_to(size), seed + number):
+                        results.add(rival.name, size, measured)
+                    progress.advance(bar)
+        for rival in rivals:
+            progress.update(bar, description=f"memory: {rival.name}")
+            memory[rival.name] = measure_memory(rival, plan.topics, PROCESSES, seed)
+            progress.advance(bar)
+    return results, memory
+
+
+def make_record(plan: Plan, seed: int, skipped: dict[str, str], results: Results, memory: dict[str, Any]) -> dict[str, Any]:
+    measured = [RIVALS[name] for name in memory]
+    value_size = sum(map(len, Names(seed).span(0, plan.topics)))
+    return {
+        "command": " ".join(["python tools/bench_rivals.py", *sys.argv[1:]]),
+        **machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "seed": seed,
+        "rounds": {str(size): rounds for size, rounds in plan.rounds.items()},
+        "effort": asdict(plan.effort),
+        "versions": {rival.name: rival.version() for rival in measured},
+        "notes": {rival.name: rival.note for rival in measured if rival.note},
+        "left_out": {rival.name: rival.left_out for rival in measured if rival.left_out},
+        "skipped": skipped,
+        "guards": results.judge(plan.guarded, memory),
+        "memory": {"topics": plan.topics, "value_bytes": value_size, "bytes": memory},
+        "unit": "us a call",
+        "figures": [asdict(figure) for figure in results.figures()],
+    }
+
+
+def main(about: str) -> int:
+    options = parse(sys.argv[1:], about)
+    console = Console(stderr=True)
+    skipped = {name: reason for name, rival in RIVALS.items() if (reason := rival.missing())}
+    for name, reason in skipped.items():
+        console.print(f"Skipped: {name}: {reason}", highlight=False)
+    plan = QUICK if options.quick else FULL
+    try:
+        rivals = [rival for name, rival in RIVALS.items() if name not in skipped]
+        results, memory = run(rivals, plan, options.seed, console)
+    except KeyboardInterrupt:
+        return 130
+    except WrongAnswerError as error:
+        console.print(f"Wrong: {error}", highlight=False, markup=False)
+        return 1
+    record = make_record(plan, options.seed, skipped, results, memory)
+    text = json.dumps(record, indent=1)
+    if options.save:
+        (RESULTS / "rivals.json").write_text(text + "\n")
+        subprocess.run([sys.executable, RESULTS.with_name("plot_rivals.py")], check=True)
+    if options.json:
+        print(text)
+    else:
+        show(record)
+    return 1 if any(guard["holds"] is False for guard in record["guards"]) else 0
+
+
+def parse(arguments: list[str], about: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench_rivals", description=about.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke run of under a minute: few values, one round")
+    parser.add_argument("--seed", type=int, help="of the values and of which are looked up; default: a new one, recorded")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of tables")
+    parser.add_argument("--save", action="store_true", help="keep it in tools/results/rivals.json too, and draw it")
+    options = parser.parse_args(arguments)
+    if options.seed is None:
+        options.seed = secrets.randbelow(2**32)
+    return options
+
