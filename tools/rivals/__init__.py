@@ -4,7 +4,8 @@ General layout, each using only those before it:
 
     names     the values: real topic names, extended under a seed
     rival     what a rival is: how it is started, opened and asked
-    embedded  dict, sys.intern, shmpool, LMDB, SQLite, UltraDict
+    ours      shmpool
+    embedded  dict, sys.intern, LMDB, SQLite, UltraDict
     served    Manager().dict, Redis, memcached
     catalog   all of them, by name
     member    a process that does the work and times it

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,27 +28,32 @@ from tools.rivals.rounds import Effort, measure
 from tools.rivals.showing import show
 
 PROCESSES: Final = (1, 2, 4)  # that share what they know, for their memory
+GUARDED: Final = 10_000  # values at which costs are judged
+GUARDED_TOPICS: Final = 100_000  # and memory: of few topics a pool's private caches are more than their dicts
 RESULTS: Final = Path(__file__).parents[1] / "results"
+
+
+Memory = dict[int, dict[str, dict[int, int]]]  # bytes: topics, rival, processes
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """rounds: how many at each size. guarded: the size at which ratios are judged. topics: that memory is measured with."""
+    """rounds: how many at each size. topics: how many memory is measured with."""
 
     rounds: dict[int, int]
     effort: Effort
-    guarded: int
-    topics: int
+    topics: tuple[int, ...]
 
 
-FULL: Final = Plan({64: 3, 10_000: 5, 1_000_000: 1}, Effort(), 10_000, 100_000)
-QUICK: Final = Plan({64: 1, 10_000: 1}, Effort(singles=300, repeats=2, seconds=0.05, processes=(1, 2)), 10_000, 20_000)
+FULL: Final = Plan({64: 3, 10_000: 5, 1_000_000: 1}, Effort(), (10_000, 100_000))
+QUICK: Final = Plan({64: 1, 10_000: 1}, Effort(singles=300, repeats=2, seconds=0.05, processes=(1, 2)), (10_000,))
 
 
-def run(rivals: Iterable[Rival], plan: Plan, seed: int, console: Console) -> tuple[Results, dict[str, dict[int, int]]]:
+def run(rivals: Iterable[Rival], plan: Plan, seed: int, console: Console) -> tuple[Results, Memory]:
     """All rounds, then memory. Raises WrongAnswerError for a rival whose answers are wrong."""
-    rivals, results, memory = list(rivals), Results(), {}
-    total = (sum(plan.rounds.values()) + 1) * len(rivals)
+    rivals, results = list(rivals), Results()
+    memory: Memory = {topics: {} for topics in plan.topics}
+    total = (sum(plan.rounds.values()) + len(plan.topics)) * len(rivals)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("", total=total)
         for size, rounds in plan.rounds.items():
@@ -58,16 +64,16 @@ def run(rivals: Iterable[Rival], plan: Plan, seed: int, console: Console) -> tup
                     for measured in measure(rival, size, plan.effort.scaled_to(size), seed + number):
                         results.add(rival.name, size, measured)
                     progress.advance(bar)
-        for rival in rivals:
-            progress.update(bar, description=f"memory: {rival.name}")
-            memory[rival.name] = measure_memory(rival, plan.topics, PROCESSES, seed)
+        for topics, rival in product(plan.topics, rivals):
+            progress.update(bar, description=f"memory of {topics:,} values: {rival.name}")
+            memory[topics][rival.name] = measure_memory(rival, topics, PROCESSES, seed)
             progress.advance(bar)
     return results, memory
 
 
-def make_record(plan: Plan, seed: int, skipped: dict[str, str], results: Results, memory: dict[str, Any]) -> dict[str, Any]:
-    measured = [RIVALS[name] for name in memory]
-    value_size = sum(map(len, Names(seed).span(0, plan.topics)))
+def make_record(plan: Plan, seed: int, skipped: dict[str, str], results: Results, memory: Memory) -> dict[str, Any]:
+    measured = [RIVALS[name] for name in memory[plan.topics[0]]]
+    value_bytes = {topics: sum(map(len, Names(seed).span(0, topics))) for topics in plan.topics}
     return {
         "command": " ".join(["python tools/bench_rivals.py", *sys.argv[1:]]),
         **machine(),
@@ -79,8 +85,8 @@ def make_record(plan: Plan, seed: int, skipped: dict[str, str], results: Results
         "notes": {rival.name: rival.note for rival in measured if rival.note},
         "left_out": {rival.name: rival.left_out for rival in measured if rival.left_out},
         "skipped": skipped,
-        "guards": results.judge(plan.guarded, memory),
-        "memory": {"topics": plan.topics, "value_bytes": value_size, "bytes": memory},
+        "guards": results.judge(GUARDED, memory.get(GUARDED_TOPICS, {})),
+        "memory": [{"topics": topics, "value_bytes": value_bytes[topics], "bytes": memory[topics]} for topics in memory],
         "unit": "us a call",
         "figures": [asdict(figure) for figure in results.figures()],
     }

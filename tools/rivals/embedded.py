@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from shmpool import ENGINE, Pool
 from tools.rivals.rival import SHM, Operations, Place, Rival
 
 ONE_PROCESS: Final = "one process's own: no other process sees it"
@@ -18,20 +17,7 @@ SQL_CHUNK: Final = 1000  # values of one SELECT ... IN (...)
 
 
 def version_of(package: str) -> Callable[[], str]:
-    return lambda: f"{package} {importlib.metadata.version(package)}"
-
-
-# shmpool
-
-
-def open_pool(place: Place, *, creating: bool) -> Operations:
-    pool = Pool.create(place.name, capacity=place.capacity, max_value_size=256) if creating else Pool.attach(place.name)
-    return Operations(pool.intern, pool.lookup, pool.intern_many, lambda values: pool.lookup_many(values).tolist(), pool.close)
-
-
-def pool_files(place: Place) -> list[Path]:
-    """The segment; its semaphores are a page each, the same however many values there are."""
-    return [SHM / f"shmpool.{place.name}"]
+    return lambda: f"{package} {metadata.version(package)}"
 
 
 # dict, sys.intern
@@ -110,7 +96,7 @@ def open_lmdb(place: Place, *, creating: bool) -> Operations:
 def lmdb_version() -> str:
     import lmdb
 
-    return f"py-lmdb {importlib.metadata.version('lmdb')}, LMDB {'.'.join(map(str, lmdb.version()))}"
+    return f"py-lmdb {metadata.version('lmdb')}, LMDB {'.'.join(map(str, lmdb.version()))}"
 
 
 # SQLite
@@ -185,10 +171,6 @@ def ultradict_files(place: Place) -> list[Path]:
     return list(SHM.glob(f"{place.name}-dict*"))
 
 
-def pool_version() -> str:
-    return f"shmpool {importlib.metadata.version('shmpool')}, {ENGINE} engine"
-
-
 def python_version() -> str:
     return f"CPython {platform.python_version()}"
 
@@ -196,7 +178,6 @@ def python_version() -> str:
 ALONE: Final = dict.fromkeys(("first lookup", "attach", "lookup beside a writer", "insert beside readers"), ONE_PROCESS)
 
 EMBEDDED: Final = (
-    Rival("shmpool", open_pool, pool_version, files=pool_files),
     Rival("dict", open_dict, python_version, is_shared=False, files=lambda _: [], left_out=ALONE, note=ONE_PROCESS),
     Rival(
         "sys.intern", open_intern, python_version, is_shared=False, tells_absent=False, files=lambda _: [], left_out=ALONE,

@@ -67,9 +67,9 @@ GUARDS: Final = (
     Guard("first lookup", "SQLite", 1.5),
     Guard("first lookup", "LMDB", 6.0),
     Guard("repeated lookup", "dict", 2.0),
-    Guard("attach", "SQLite", 8.0),
 )
-MEMORY_GUARD: Final = 0.6  # of four processes that know the same names, beside four dicts
+MEMORY_GUARD: Final = 0.6  # of processes that know the same names, beside as many dicts
+FEWEST_ROUNDS: Final = 3  # of fewer the median says nothing
 
 
 class Results:
@@ -85,19 +85,19 @@ class Results:
         return [_summarise(key, rounds) for key, rounds in self._rounds.items()]
 
     def ratio(self, row: str, size: int, rival: str) -> float | None:
-        """The median of the rounds' ratios of shmpool's cost to the rival's, one process each; None if not both were measured."""
+        """The median of the rounds' ratios of shmpool's cost to the rival's, one process each; None if too few have both."""
         ours = self._rounds.get(Key("shmpool", row, size, 1), [])
         theirs = self._rounds.get(Key(rival, row, size, 1), [])
-        pairs = zip(ours, theirs, strict=False)
-        return statistics.median([mine.each / other.each for mine, other in pairs]) if ours and theirs else None
+        ratios = [mine.each / other.each for mine, other in zip(ours, theirs, strict=False)]
+        return statistics.median(ratios) if len(ratios) >= FEWEST_ROUNDS else None
 
     def judge(self, size: int, memory: dict[str, dict[int, int]]) -> list[dict[str, Any]]:
-        """Each guard, the ratio measured, and whether it holds; `holds` is None where the rival was not measured."""
+        """Each guard, the ratio measured, and whether it holds: None where there is no ratio. `memory` is bytes by processes."""
         verdicts = [_verdict(asdict(guard), self.ratio(guard.row, size, guard.rival)) for guard in GUARDS]
-        processes = max(memory.get("shmpool", {0: 0}))
-        ours, theirs = (memory.get(rival, {}).get(processes) for rival in ("shmpool", "dict"))
-        row = {"row": f"memory of {processes} processes", "rival": "dict", "most": MEMORY_GUARD}
-        return [*verdicts, _verdict(row, ours / theirs if ours and theirs else None)]
+        ours, theirs = (memory.get(rival, {}) for rival in ("shmpool", "dict"))
+        most = max(ours, default=0)
+        row = {"row": f"memory of {most} processes", "rival": "dict", "most": MEMORY_GUARD}
+        return [*verdicts, _verdict(row, ours[most] / theirs[most] if ours and theirs else None)]
 
 
 def _summarise(key: Key, rounds: list[Measured]) -> Figure:

@@ -17,7 +17,7 @@ def show(record: dict[str, Any]) -> None:
     for size in record["rounds"]:
         console.print(costs(record, int(size)))
     guarded = 10_000 if "10000" in record["rounds"] else int(max(record["rounds"], key=int))
-    console.print(spread(record, guarded), memory(record), guards(record))
+    console.print(spread(record, guarded), *map(memory, record["memory"]), guards(record))
     for rival, version in record["versions"].items():
         console.print(f"{rival}: {version}. {record['notes'].get(rival, '')}", highlight=False, markup=False)
     for rival, reason in record["skipped"].items():
@@ -50,8 +50,7 @@ def spread(record: dict[str, Any], size: int) -> Table:
     return table
 
 
-def memory(record: dict[str, Any]) -> Table:
-    measured = record["memory"]
+def memory(measured: dict[str, Any]) -> Table:
     topics, own = measured["topics"], measured["value_bytes"]
     counts = sorted(next(iter(measured["bytes"].values())), key=int)
     titles = [f"{count} process{'es' if int(count) > 1 else ''}, MiB" for count in counts]
@@ -67,7 +66,7 @@ def memory(record: dict[str, Any]) -> Table:
 def guards(record: dict[str, Any]) -> Table:
     table = start_table("guards: shmpool's cost in that of a rival, same rounds", "row", "rival", "ratio", "at most", "")
     for guard in record["guards"]:
-        said = {True: "holds", False: "[red bold]PASSED[/]", None: "not measured"}[guard["holds"]]
+        said = {True: "holds", False: "[red bold]PASSED[/]", None: "not judged: too little measured"}[guard["holds"]]
         table.add_row(guard["row"], guard["rival"], number(guard["ratio"]), f"{guard['most']:g}", said)
     return table
 
