@@ -28,8 +28,7 @@ from tools.rivals.rounds import Effort, measure
 from tools.rivals.showing import show
 
 PROCESSES: Final = (1, 2, 4)  # that share what they know, for their memory
-GUARDED: Final = 10_000  # values at which costs are judged
-GUARDED_TOPICS: Final = 100_000  # and memory: of few topics a pool's private caches are more than their dicts
+GUARDED: Final = 10_000  # values at which ratios are judged
 RESULTS: Final = Path(__file__).parents[1] / "results"
 
 
@@ -45,7 +44,7 @@ class Plan:
     topics: tuple[int, ...]
 
 
-FULL: Final = Plan({64: 3, 10_000: 5, 1_000_000: 1}, Effort(), (10_000, 100_000))
+FULL: Final = Plan({64: 3, 10_000: 5, 1_000_000: 1}, Effort(), (1000, 10_000, 100_000))
 QUICK: Final = Plan({64: 1, 10_000: 1}, Effort(singles=300, repeats=2, seconds=0.05, processes=(1, 2)), (10_000,))
 
 
@@ -85,7 +84,7 @@ def make_record(plan: Plan, seed: int, skipped: dict[str, str], results: Results
         "notes": {rival.name: rival.note for rival in measured if rival.note},
         "left_out": {rival.name: rival.left_out for rival in measured if rival.left_out},
         "skipped": skipped,
-        "guards": results.judge(GUARDED, memory.get(GUARDED_TOPICS, {})),
+        "guards": results.judge(GUARDED, memory.get(GUARDED, {})),
         "memory": [{"topics": topics, "value_bytes": value_bytes[topics], "bytes": memory[topics]} for topics in memory],
         "unit": "us a call",
         "figures": [asdict(figure) for figure in results.figures()],

@@ -23,7 +23,8 @@ from typing import Any, Final
 from tools.rivals.names import Names
 from tools.rivals.rival import Open, Operations, Place
 
-CHUNK: Final = 10_000
+CHUNK: Final = 1000
+SAMPLE: Final = 10_000
 OPENED: Final = "opened"
 READY: Final = "ready"
 DONE: Final = "done"
@@ -156,11 +157,11 @@ class Member:
     def know(self, count: int) -> Callable[[], None]:
         """Find what another process inserted; of a rival without batches, which has its calls to pay for, a part of it."""
         find_many = self.operations.lookup_many
-        return lambda: self.in_parts(count if find_many else min(count, CHUNK), find_many, self.lookup)
+        return lambda: self.in_parts(count if find_many else min(count, SAMPLE), find_many, self.lookup)
 
-    def warm_up(self, count: int) -> Callable[[], None]:
-        """Make the values and drop them, so that what the allocator keeps is there before memory is measured."""
-        return lambda: self.in_parts(count, len, len)
+    def warm_up(self) -> Callable[[], None]:
+        """Make a part of the values and drop it: what the allocator keeps of it is there before memory is measured."""
+        return lambda: self.in_parts(CHUNK, len, len)
 
     def in_parts(self, count: int, batch: Callable[[list[Any]], object] | None, single: Callable[[Any], object]) -> None:
         for start in range(0, count, CHUNK):

@@ -1,7 +1,8 @@
 """Real memory of processes, servers and files: each page once, whoever has it mapped.
 
-A process counts with what is its own, anonymous or of files (`Pss` of /proc/PID/smaps_rollup, so what several share is divided);
-what it has mapped of /dev/shm counts with the files there, by the blocks they take.
+A process counts with its anonymous memory (`Pss_Anon` of /proc/PID/smaps_rollup: what forked processes share is divided). What it
+has mapped of /dev/shm counts with the files there, by the blocks they take; programs and libraries do not count: they are
+there anyway.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tools.rivals.rival import Place, Rival, placed
 def process_memory(pid: int) -> int:
     """Bytes."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_File")) * 1024
+    return int(fields["Pss_Anon"].split()[0]) * 1024
 
 
 def total_memory(rival: Rival, place: Place, pids: Iterable[int]) -> int:
@@ -34,7 +35,7 @@ def measure_memory(rival: Rival, size: int, counts: Iterable[int], seed: int) ->
     counts, totals, done = sorted(counts), {}, 0
     with placed(rival, size) as place, Crew(rival, place, seed) as crew:
         crew.hire(max(counts))
-        crew.ask("warm_up", *range(max(counts)), count=size)
+        crew.ask("warm_up", *range(max(counts)))
         before = total_memory(rival, place, crew.pids)
         for count in counts:
             for member in range(done, count):

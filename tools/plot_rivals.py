@@ -1,0 +1,88 @@
+"""Draw tools/results/rivals.json: what each rival's operations cost one process, and what it takes that several know the names.
+
+    python tools/plot_rivals.py
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from tools.drawing import RESULTS, WIDTH, Theme, bare, save, short
+
+SIZE: Final = 10_000
+PANELS: Final = (  # row, processes at work, title
+    ("repeated lookup", 1, "repeated lookup"),
+    ("first lookup", 1, "first lookup in another process"),
+    ("batch lookup", 1, "batch lookup in another process, each"),
+    ("insert", 1, "insert"),
+    ("batch insert", 1, "batch insert, each"),
+    ("lookup beside a writer", 4, "lookup by 3 processes while a 4th inserts"),
+    ("insert", 4, "insert by 4 processes at once"),
+)
+
+
+def draw(record: dict[str, Any], theme: Theme) -> Figure:
+    rivals = list(record["versions"])
+    found = {(each["row"], each["processes"], each["rival"]): each for each in record["figures"] if each["size"] == SIZE}
+    figure, grid = plt.subplots(4, 2, figsize=(WIDTH, 9.6), layout="constrained")
+    for place, (axes, (row, processes, title)) in enumerate(zip(grid.flat, PANELS, strict=False)):
+        costs = {rival: found.get((row, processes, rival)) for rival in rivals}
+        bars(axes, rivals, {rival: cost["each"] for rival, cost in costs.items() if cost}, theme, "us")
+        for level, rival in enumerate(rivals):
+            cost = costs[rival]
+            if cost and cost["p99"]:
+                axes.plot([cost["p99"]] * 2, [level - 0.3, level + 0.3], color=theme.warning, linewidth=1.6, zorder=3)
+        axes.set_xscale("log")
+        axes.set_xlim(0.05, 9000)
+        finish(axes, f"{title}", rivals, names=place % 2 == 0)
+    memory = record["memory"][-1]
+    axes = grid.flat[len(PANELS)]
+    processes = max(memory["bytes"]["shmpool"], key=int)
+    sizes = {rival: totals[processes] / 2**20 for rival, totals in memory["bytes"].items()}
+    bars(axes, rivals, sizes, theme, "MiB")
+    axes.set_xlim(0, 1.3 * max(sizes.values()))
+    finish(axes, f"memory of {processes} processes that know {memory['topics']:,} names", rivals, names=False)
+    figure.supxlabel(
+        f"microseconds a call, logarithmic; {SIZE:,} names; bars: median of {record['rounds'][str(SIZE)]} rounds; red: p99 of single calls",
+        fontsize=9, color=theme.ink,
+    )
+    return figure
+
+
+def bars(axes: Axes, rivals: list[str], values: dict[str, float], theme: Theme, unit: str) -> None:
+    for level, rival in enumerate(rivals):
+        value = values.get(rival)
+        if value is None:
+            axes.annotate("not possible", (0, level), (4, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                          va="center", fontsize=8, style="italic", color=theme.others)  # fmt: skip
+            continue
+        axes.barh(level, value, height=0.7, color=theme.ours if rival == "shmpool" else theme.others)
+        axes.annotate(f"{short(value)} {unit}", (1, level), (-2, 0), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", va="center", ha="right", fontsize=8.5,
+                      weight="bold" if rival == "shmpool" else "normal")  # fmt: skip
+
+
+def finish(axes: Axes, title: str, rivals: list[str], *, names: bool) -> None:
+    axes.set_title(title, loc="left", weight="bold")
+    axes.set_yticks(range(len(rivals)), rivals if names else [])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=8)
+    axes.grid(axis="x", alpha=0.5)
+    axes.minorticks_off()
+    axes.set_axisbelow(True)
+    bare(axes, "left")
+
+
+def main() -> None:
+    record = json.loads((RESULTS / "rivals.json").read_text())
+    save("rivals", lambda theme: draw(record, theme))
+
+
+if __name__ == "__main__":
+    main()
