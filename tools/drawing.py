@@ -1,4 +1,4 @@
-"""What the plots of tools/results have in common: each is drawn twice, as NAME.svg for light pages and NAME-dark.svg for dark ones.
+"""What the plots of tools/results have in common: each is drawn twice, NAME.svg for light pages and NAME-dark.svg for dark ones.
 
 In a README both go into one <picture>, with a <source media="(prefers-color-scheme: dark)"> for the second.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
@@ -39,7 +39,7 @@ DARK: Final = Theme("-dark", "#e6edf3", "#4a525c", "#58a6ff", "#6e7883", "#ff7b7
 def save(name: str, draw: Callable[[Theme], Figure]) -> None:
     """Draw tools/results/NAME.svg and NAME-dark.svg. Their bytes depend on what is drawn only, not on the day."""
     for theme in (LIGHT, DARK):
-        style = {
+        style: dict[Any, Any] = {
             "svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 9,
             "text.color": theme.ink, "axes.labelcolor": theme.ink, "axes.edgecolor": theme.faint, "axes.titlecolor": theme.ink,
             "xtick.color": theme.ink, "ytick.color": theme.ink, "grid.color": theme.faint, "axes.titlesize": 10,

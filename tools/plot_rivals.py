@@ -38,19 +38,18 @@ def draw(record: dict[str, Any], theme: Theme) -> Figure:
             if cost and cost["p99"]:
                 axes.plot([cost["p99"]] * 2, [level - 0.3, level + 0.3], color=theme.warning, linewidth=1.6, zorder=3)
         axes.set_xscale("log")
-        axes.set_xlim(0.05, 9000)
+        axes.set_xlim(0.05, 12_000)
         finish(axes, f"{title}", rivals, names=place % 2 == 0)
     memory = record["memory"][-1]
     axes = grid.flat[len(PANELS)]
     processes = max(memory["bytes"]["shmpool"], key=int)
     sizes = {rival: totals[processes] / 2**20 for rival, totals in memory["bytes"].items()}
     bars(axes, rivals, sizes, theme, "MiB")
-    axes.set_xlim(0, 1.3 * max(sizes.values()))
-    finish(axes, f"memory of {processes} processes that know {memory['topics']:,} names", rivals, names=False)
-    figure.supxlabel(
-        f"microseconds a call, logarithmic; {SIZE:,} names; bars: median of {record['rounds'][str(SIZE)]} rounds; red: p99 of single calls",
-        fontsize=9, color=theme.ink,
-    )
+    axes.set_xlim(0, 1.05 * max(sizes.values()))
+    finish(axes, f"memory of {processes} processes, {memory['topics']:,} names", rivals, names=False)
+    rounds = record["rounds"][str(SIZE)]
+    about = f"us a call among {SIZE:,} names, logarithmic; bars: median of {rounds} rounds; red: p99 of single calls"
+    figure.supxlabel(about, fontsize=9)
     return figure
 
 
@@ -62,8 +61,8 @@ def bars(axes: Axes, rivals: list[str], values: dict[str, float], theme: Theme, 
                           va="center", fontsize=8, style="italic", color=theme.others)  # fmt: skip
             continue
         axes.barh(level, value, height=0.7, color=theme.ours if rival == "shmpool" else theme.others)
-        axes.annotate(f"{short(value)} {unit}", (1, level), (-2, 0), xycoords=("axes fraction", "data"),
-                      textcoords="offset points", va="center", ha="right", fontsize=8.5,
+        axes.annotate(f"{short(value)} {unit}", (1, level), (3, 0), xycoords=("axes fraction", "data"),
+                      textcoords="offset points", va="center", fontsize=8.5, annotation_clip=False,
                       weight="bold" if rival == "shmpool" else "normal")  # fmt: skip
 
 

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import secrets
-import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import Progress
 
-from tools.bench_intern import machine
+from tools.recording import finish, parse, start_record
 from tools.rivals.catalog import RIVALS
 from tools.rivals.figures import Results
 from tools.rivals.member import WrongAnswerError
@@ -29,7 +23,6 @@ from tools.rivals.showing import show
 
 PROCESSES: Final = (1, 2, 4)  # that share what they know, for their memory
 GUARDED: Final = 10_000  # values at which ratios are judged
-RESULTS: Final = Path(__file__).parents[1] / "results"
 
 
 Memory = dict[int, dict[str, dict[int, int]]]  # bytes: topics, rival, processes
@@ -74,10 +67,6 @@ def make_record(plan: Plan, seed: int, skipped: dict[str, str], results: Results
     measured = [RIVALS[name] for name in memory[plan.topics[0]]]
     value_bytes = {topics: sum(map(len, Names(seed).span(0, topics))) for topics in plan.topics}
     return {
-        "command": " ".join(["python tools/bench_rivals.py", *sys.argv[1:]]),
-        **machine(),
-        "date": time.strftime("%Y-%m-%d"),
-        "seed": seed,
         "rounds": {str(size): rounds for size, rounds in plan.rounds.items()},
         "effort": asdict(plan.effort),
         "versions": {rival.name: rival.version() for rival in measured},
@@ -92,40 +81,18 @@ def make_record(plan: Plan, seed: int, skipped: dict[str, str], results: Results
 
 
 def main(about: str) -> int:
-    options = parse(sys.argv[1:], about)
+    options = parse("rivals", about, sys.argv[1:])
     console = Console(stderr=True)
     skipped = {name: reason for name, rival in RIVALS.items() if (reason := rival.missing())}
     for name, reason in skipped.items():
-        console.print(f"Skipped: {name}: {reason}", highlight=False)
+        console.print(f"Skipped: {name}: {reason}", highlight=False, markup=False)
     plan = QUICK if options.quick else FULL
+    origin = start_record("rivals", options.seed)
     try:
-        rivals = [rival for name, rival in RIVALS.items() if name not in skipped]
-        results, memory = run(rivals, plan, options.seed, console)
+        results, memory = run([rival for name, rival in RIVALS.items() if name not in skipped], plan, options.seed, console)
     except KeyboardInterrupt:
         return 130
     except WrongAnswerError as error:
         console.print(f"Wrong: {error}", highlight=False, markup=False)
         return 1
-    record = make_record(plan, options.seed, skipped, results, memory)
-    text = json.dumps(record, indent=1)
-    if options.save:
-        (RESULTS / "rivals.json").write_text(text + "\n")
-        subprocess.run([sys.executable, RESULTS.with_name("plot_rivals.py")], check=True)
-    if options.json:
-        print(text)
-    else:
-        show(record)
-    return 1 if any(guard["holds"] is False for guard in record["guards"]) else 0
-
-
-def parse(arguments: list[str], about: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench_rivals", description=about.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smoke run of under a minute: few values, one round")
-    parser.add_argument("--seed", type=int, help="of the values and of which are looked up; default: a new one, recorded")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON instead of tables")
-    parser.add_argument("--save", action="store_true", help="keep it in tools/results/rivals.json too, and draw it")
-    options = parser.parse_args(arguments)
-    if options.seed is None:
-        options.seed = secrets.randbelow(2**32)
-    return options
-
+    return finish("rivals", origin | make_record(plan, options.seed, skipped, results, memory), options, show)

@@ -11,13 +11,15 @@ import ctypes
 import gc
 import signal
 import statistics
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import accumulate
 from multiprocessing.connection import Connection
 from random import Random
-from time import perf_counter_ns
+from time import perf_counter, perf_counter_ns
 from typing import Any, Final
 
 from tools.rivals.names import Names
@@ -137,6 +139,25 @@ class Member:
             self.lookup(value)
         return self.first_lookup([number for _ in range(repeats) for number in numbers])
 
+    def paced_insert(self, start: int, count: int, interval: float, seed: int) -> Callable[[], Timing]:
+        """One insert every `interval` seconds on average, at random moments, however long each takes."""
+        values = self.make(range(start, start + count))
+        rng = Random(seed)
+        spare = clock_cost()
+        moments = list(accumulate(rng.expovariate(1 / interval) if interval else 0.0 for _ in values))
+
+        def run() -> Timing:
+            calls: list[int] = []
+            begin = perf_counter()
+            for value, moment in zip(values, moments, strict=True):
+                early = begin + moment - perf_counter()
+                if early > 0:
+                    time.sleep(early)
+                calls.extend(time_each_call(self.operations.insert, [value], spare)[0])
+            return Timing(count, (perf_counter() - begin) * 1e9 / count, calls)
+
+        return run
+
     def write_for(self, seconds: float, start: int, most: int) -> Callable[[], Timing]:
         values = self.make(range(start, start + most))
         return lambda: work_for(seconds, self.operations.insert, values)
@@ -190,9 +211,12 @@ def time_calls(function: Callable[[Any], object], values: list[Any]) -> float:
     return (perf_counter_ns() - start) / len(values)
 
 
-def time_each_call(function: Callable[[Any], Any], values: list[Any]) -> tuple[list[int], list[Any]]:
-    """Nanoseconds of each call, the clock's own cost taken off, and what each returned."""
-    clock, spare, times, results = perf_counter_ns, clock_cost(), [], []
+def time_each_call(
+    function: Callable[[Any], Any], values: list[Any], spare: int | None = None
+) -> tuple[list[int], list[Any]]:
+    """Nanoseconds of each call, the clock's own cost taken off (`spare`, where it is known), and what each returned."""
+    clock, times, results = perf_counter_ns, [], []
+    spare = clock_cost() if spare is None else spare
     for value in values:
         start = clock()
         result = function(value)

@@ -10,8 +10,11 @@ from shmpool import ENGINE, Pool
 from tools.rivals.rival import SHM, Operations, Place, Rival
 
 
-def open_pool(place: Place, *, creating: bool) -> Operations:
-    pool = Pool.create(place.name, capacity=place.capacity, max_value_size=256) if creating else Pool.attach(place.name)
+def open_pool(place: Place, *, creating: bool, stripe_count: int = 16) -> Operations:
+    if creating:
+        pool = Pool.create(place.name, capacity=place.capacity, max_value_size=256, stripe_count=stripe_count)
+    else:
+        pool = Pool.attach(place.name)
     return Operations(pool.intern, pool.lookup, pool.intern_many, lambda values: pool.lookup_many(values).tolist(), pool.close)
 
 
