@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from tools.drawing import RESULTS, WIDTH, Theme, bare, save, short
 
-SIZE: Final = 10_000
+SIZE: Final = 10_000  # drawn are the figures of this size, where there are any
 PANELS: Final = (  # row, processes at work, title
     ("repeated lookup", 1, "repeated lookup"),
     ("first lookup", 1, "first lookup in another process"),
@@ -28,7 +28,8 @@ PANELS: Final = (  # row, processes at work, title
 
 def draw(record: dict[str, Any], theme: Theme) -> Figure:
     rivals = list(record["versions"])
-    found = {(each["row"], each["processes"], each["rival"]): each for each in record["figures"] if each["size"] == SIZE}
+    size = SIZE if str(SIZE) in record["rounds"] else int(max(record["rounds"], key=int))
+    found = {(each["row"], each["processes"], each["rival"]): each for each in record["figures"] if each["size"] == size}
     figure, grid = plt.subplots(4, 2, figsize=(WIDTH, 9.6), layout="constrained")
     for place, (axes, (row, processes, title)) in enumerate(zip(grid.flat, PANELS, strict=False)):
         costs = {rival: found.get((row, processes, rival)) for rival in rivals}
@@ -47,8 +48,8 @@ def draw(record: dict[str, Any], theme: Theme) -> Figure:
     bars(axes, rivals, sizes, theme, "MiB")
     axes.set_xlim(0, 1.05 * max(sizes.values()))
     finish(axes, f"memory of {processes} processes, {memory['topics']:,} names", rivals, names=False)
-    rounds = record["rounds"][str(SIZE)]
-    about = f"us a call among {SIZE:,} names, logarithmic; bars: median of {rounds} rounds; red: p99 of single calls"
+    rounds = record["rounds"][str(size)]
+    about = f"us a call among {size:,} names, logarithmic; bars: median of {rounds} rounds; red: p99 of single calls"
     figure.supxlabel(about, fontsize=9)
     return figure
 
