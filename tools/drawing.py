@@ -13,7 +13,9 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 RESULTS: Final = Path(__file__).parent / "results"
 WIDTH: Final = 8.6  # inches: at a README's width a point of text is about a pixel and a half
@@ -54,6 +56,12 @@ def bare(axes: Axes, *sides: str) -> None:
     """Leave only those sides of the frame."""
     for side, spine in axes.spines.items():
         spine.set_visible(side in sides)
+
+
+def plain_numbers(axis: Axis) -> None:
+    """10,000 and 0.1 rather than powers, and a mark for each power only."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 def short(value: float) -> str:

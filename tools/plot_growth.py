@@ -12,9 +12,8 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
-from tools.drawing import RESULTS, WIDTH, Theme, bare, save
+from tools.drawing import RESULTS, WIDTH, Theme, bare, plain_numbers, save
 
 Rows = list[dict[str, float]]
 
@@ -37,10 +36,9 @@ def draw(record: dict[str, Any], theme: Theme) -> Figure:
         grid[3, 0].plot(across, [row["p50"] for row in rows], color=colour, linestyle=":", label="p50")
         grid[3, 1].plot(across, [row["waits"] for row in rows], color=colour, marker="o", markersize=3.5, label=name)
     name_lines(grid[3, 0], theme, f"us an insert by {processes} processes, by inserts a second")
-    name_lines(grid[3, 1], theme, f"of 1,000 inserts by {processes} processes wait")
+    name_lines(grid[3, 1], theme, "inserts of 1,000 that wait for a lock, by inserts a second")
     for axes in (*grid[0], grid[1, 1], *grid[2], *grid[3]):
         axes.set_xscale("log", base=2 if axes in (*grid[2],) else 10)
-        axes.xaxis.set_minor_locator(NullLocator())
     for axes in (*grid[0], grid[3, 0]):
         axes.set_yscale("log")
     for axes in grid.flat:
@@ -65,16 +63,13 @@ def name_lines(axes: Axes, theme: Theme, title: str) -> None:
 
 
 def finish(axes: Axes) -> None:
-    plain = FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")
-    axes.xaxis.set_major_formatter(plain)
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_numbers(axes.xaxis)
+    plain_numbers(axes.yaxis)
     if axes.get_yscale() == "linear":
         axes.set_ylim(0, 1.25 * axes.get_ylim()[1])
     else:
         bottom, top = axes.get_ylim()
         axes.set_ylim(bottom, 4 * top)
-        axes.yaxis.set_minor_locator(NullLocator())
     axes.tick_params(labelsize=8, length=3)
     axes.grid(alpha=0.5)
     axes.set_axisbelow(True)

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tools.drawing import RESULTS, WIDTH, Theme, bare, save, short
+from tools.drawing import RESULTS, WIDTH, Theme, bare, plain_numbers, save, short
 
 SIZE: Final = 10_000  # drawn are the figures of this size, where there are any
 PANELS: Final = (  # row, processes at work, title
@@ -74,7 +74,7 @@ def finish(axes: Axes, title: str, rivals: list[str], *, names: bool) -> None:
     axes.tick_params(axis="y", length=0)
     axes.tick_params(axis="x", labelsize=8)
     axes.grid(axis="x", alpha=0.5)
-    axes.minorticks_off()
+    plain_numbers(axes.xaxis)
     axes.set_axisbelow(True)
     bare(axes, "left")
 

@@ -197,7 +197,7 @@ def test_the_command_fails_when_a_rival_is_wrong(rivals_command: Run, capsys: py
 
 def test_growth_is_measured_in_every_direction(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     plan = replace(
-        growth.QUICK, sizes=[512, 2048], slots=1 << 10, loads=2, counts=[1, 2], stripes=[1, 4], rates=[2000, 0], samples=100,
+        growth.QUICK, sizes=[512, 2048], slots=1 << 10, loads=2, counts=[1, 2], stripes=[4], rates=[2000], samples=100,
         seconds=0.02,
     )  # fmt: skip
     monkeypatch.setattr(growth, "QUICK", plan)
