@@ -63,7 +63,7 @@ def test_every_rival_does_all_the_work_it_can(name: str, seed: int) -> None:
     inserts = [each for each in measured if each.row == "insert"]
     assert [(each.processes, len(each.calls)) for each in inserts] == [(1, 20), (2, 40)][: len(inserts)]
     assert len(inserts) == (2 if rival.is_shared else 1)
-    assert not {name for name in set(os.listdir(SHM)) - before if "shmpool-bench-" in name}
+    assert not {name for name in set(os.listdir(SHM)) - before if f"shmpool-bench-{os.getpid()}-" in name}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ General layout, each using only those before it:
     rounds    the work of one round: what is asked of whom, and the checks that the answers are right
     figures   rounds become figures, ratios and verdicts
     showing   a run as tables
+    readme    the README's table of them
     contest   the command of bench_rivals: all rounds of all rivals
     growing   one pool that fills up, and many that differ in one thing
     growth    the command of bench_growth

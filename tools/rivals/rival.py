@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +82,7 @@ class Rival:
 @contextmanager
 def placed(rival: Rival, capacity: int) -> Iterator[Place]:
     """A place for so many values, with the rival's server running; all of it gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="shmpool-bench-", dir=SHM))
+    folder = Path(tempfile.mkdtemp(prefix=f"shmpool-bench-{os.getpid()}-", dir=SHM))
     try:
         with rival.serve(Place(folder, capacity)) as place:
             yield place

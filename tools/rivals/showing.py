@@ -29,7 +29,7 @@ def costs(record: dict[str, Any], size: int) -> Table:
     rivals = list(record["versions"])
     found = {(each["rival"], each["row"], each["processes"]): each["each"] for each in record["figures"] if each["size"] == size}
     rounds = record["rounds"][str(size)]
-    table = start_table(f"{size:,} values: us a call, median of {rounds} rounds", "row", "processes", *rivals)
+    table = start_table(f"{size:,} values: us a call usually costs, median of {rounds} rounds", "row", "processes", *rivals)
     for row, title in ROWS.items():
         for processes in sorted({processes for _, name, processes in found if name == row}):
             cells = [number(found.get((rival, row, processes))) for rival in rivals]
@@ -40,12 +40,12 @@ def costs(record: dict[str, Any], size: int) -> Table:
 def spread(record: dict[str, Any], size: int) -> Table:
     """p50, p90, p99 and the longest of single calls."""
     rivals = list(record["versions"])
-    table = start_table(f"{size:,} values: us of single calls, p50 / p90 / p99 / max", "rival", "row", "processes", "p50", "p90",
-                        "p99", "max")  # fmt: skip
+    table = start_table(f"{size:,} values: us of single calls", "rival", "row", "processes", "mean", "p50",
+                        "p90", "p99", "max")  # fmt: skip
     for rival in rivals:
         for each in record["figures"]:
             if each["rival"] == rival and each["size"] == size and each["calls"]:
-                cells = [number(each[name]) for name in ("p50", "p90", "p99", "max")]
+                cells = [number(each[name]) for name in ("mean", "p50", "p90", "p99", "max")]
                 table.add_row(rival, ROWS[each["row"]], str(each["processes"]), *cells)
     return table
 
