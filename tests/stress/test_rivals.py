@@ -205,7 +205,7 @@ def test_growth_is_measured_in_every_direction(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(growing, "SETTLED", 2000)
     monkeypatch.setattr("sys.argv", ["bench_growth.py", "--quick", "--json", "--seed", "7"])
 
-    growth.main("What it does.")
+    growth.main("What it does.")  # whose status is that of guards, which a few values are too few for
 
     record = json.loads(capsys.readouterr().out)
     series = record["series"]

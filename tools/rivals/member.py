@@ -207,9 +207,10 @@ def time_once(function: Callable[[list[Any]], object], values: list[Any]) -> int
 
 def time_calls(function: Callable[[Any], object], values: list[Any]) -> float:
     """Nanoseconds a call, the loop's own cost included: the median of up to 16 parts, so that a pause in one does not count."""
-    size = max(1, len(values) // PARTS)
+    parts = min(PARTS, len(values))
     means = []
-    for part in (values[start : start + size] for start in range(0, len(values) - size + 1, size)):
+    for number in range(parts):
+        part = values[len(values) * number // parts : len(values) * (number + 1) // parts]
         start = perf_counter_ns()
         for value in part:
             function(value)
