@@ -15,6 +15,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from itertools import accumulate
@@ -75,7 +76,8 @@ def serve(pipe: Connection, rival: Opening, place: Place, seed: int, *, creating
     except EOFError:
         operations.close()
     except BaseException:  # noqa: BLE001 - is raised again at the other end
-        pipe.send((FAILED, traceback.format_exc()))
+        with suppress(OSError):  # nobody is there to be told, when a benchmark is interrupted
+            pipe.send((FAILED, traceback.format_exc()))
 
 
 class Member:
