@@ -164,7 +164,7 @@ def show(result: Result) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     console.print(tabulate(result))
     for line in describe(result):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)  # "lru:100:" is no pictogram
 
 
 if __name__ == "__main__":

@@ -49,8 +49,8 @@ FAILED_START_LIMIT: Final = 3  # of a shard that has never been ready
 LAST_PORT: Final = 65535
 
 REAP_INTERVAL_S: Final = 10.0
-SEEN_STRIPES: Final = 4  # a shard locks one for some 20 us a message: more would stand idle
-SEEN_COUNT: Final = 1 << 17  # ids shared at once: those of 2 minutes at 1,000 messages a second, about 15 MB of shared memory
+SEEN_STRIPES: Final = 4  # a shard locks one for some 30 us a message: more would stand idle
+SEEN_COUNT: Final = 1 << 17  # ids shared at once: those of 2 minutes at 1,000 messages a second, 16 MB of shared memory
 
 _TCP_PORT: Final = re.compile(r"/tcp/(\d+)")
 _PEER_ADDRESS: Final = re.compile(r"/.+/tcp/\d+/p2p/\w+")

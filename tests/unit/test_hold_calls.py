@@ -31,13 +31,13 @@ Facts = tuple[Any, ...]
 @pytest.fixture(params=HOLDING, ids=str)
 def pool(request: pytest.FixtureRequest, pool_name: str) -> Iterator[Pool]:
     """Under each policy that counts holds."""
-    with Pool.create(pool_name, policy=request.param, capacity=20, reserve=5, max_value_size=100) as pool:
+    with Pool.create(pool_name, policy=request.param, capacity=20, reserve=5, stripe_count=2, max_value_size=100) as pool:
         yield pool
 
 
 @pytest.fixture(params=POLICIES, ids=str)
 def any_pool(request: pytest.FixtureRequest, pool_name: str) -> Iterator[Pool]:
-    with Pool.create(pool_name, policy=request.param, capacity=20, max_value_size=100) as pool:
+    with Pool.create(pool_name, policy=request.param, capacity=20, stripe_count=2, max_value_size=100) as pool:
         yield pool
 
 
