@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import call
 from typing import Final, TypeVar, TypeVarTuple
 
 import numpy as np
@@ -87,6 +88,7 @@ class HoldingStore(Store):
         self._oldest: deque[tuple[int, int, int]] = deque()  # stamp, stripe, arena offset of who was unheld longest at a look
         self._next_sweep = 0
         self._reaping = threading.RLock()
+        self._are_mine = [lock.is_mine for lock in self.locks]
         self._row_is_clean = False
         self._reaped_own = 0  # that nobody was told of
 
@@ -244,7 +246,7 @@ class HoldingStore(Store):
 
         It must not wait for another: two processes whose finalizers give back what is in each other's stripe would wait for ever.
         """
-        return self._reaping._is_owned() or any(map(ByteLock.is_mine, self.locks))  # type: ignore[attr-defined]  # noqa: SLF001
+        return self._reaping._is_owned() or any(map(call, self._are_mine))  # type: ignore[attr-defined]  # noqa: SLF001
 
     def _release(self, ref: TopicRef) -> None:
         record = self._record_of(ref)

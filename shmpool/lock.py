@@ -96,7 +96,7 @@ def forget_mutexes() -> None:
 class ByteLock:
     """One byte of a file, locked against other processes by its description and against this one's threads by a mutex."""
 
-    __slots__ = ("_file", "_lock", "_mutex", "_mutexes", "_unlock", "what")
+    __slots__ = ("_file", "_lock", "_mutex", "_mutexes", "_unlock", "is_mine", "what")
 
     def __init__(self, file: Described, byte: int, what: str) -> None:
         self._file = file
@@ -107,6 +107,9 @@ class ByteLock:
         # since Python 3.2, for Condition) is set and cleared in the C calls that take and release it, so that no handler finds
         # the one done and the other not.
         self._mutex = self._mutexes.setdefault(byte, threading.RLock())
+        # Whether the calling thread is inside, through this or another attachment of the process. No method, as some ask it of
+        # all locks of a pool at once: that costs 0.1 us a lock less.
+        self.is_mine: Callable[[], bool] = self._mutex._is_owned  # noqa: SLF001
         self.what = what
 
     def run(self, body: Callable[[*Ts], T], /, *args: *Ts) -> T:
@@ -127,10 +130,6 @@ class ByteLock:
                 # Here and not in a method: an exception could arrive on the way into it, and the byte would stay locked.
                 if self._file.fd >= 0:  # else the body closed it, and so unlocked the byte
                     fcntl(self._file.fd, F_OFD_SETLK, self._unlock)
-
-    def is_mine(self) -> bool:
-        """Whether the calling thread is inside, through this or another attachment of the process."""
-        return bool(self._mutex._is_owned())  # noqa: SLF001 - see __init__
 
     def refuse_reentry(self) -> None:
         raise PoolBusyError(

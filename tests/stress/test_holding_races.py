@@ -5,6 +5,7 @@ All of it under every way of reading: without a lock, and under it, as on CPUs t
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 from collections import Counter
@@ -58,13 +59,16 @@ def drained(pool: Pool) -> None:
 def test_last_release_against_interns_of_the_same_value(pool_name: str, policy: Policy, scale: Callable[[int], int]) -> None:
     """Whoever holds the value has the ref that all who hold it have, finds it by its bytes, and reads them."""
     processes, rounds, value = 4, scale(600), b"/the/same"
-    refs = SharedWords(processes).words
+    refs, barrier = SharedWords(processes).words, Barrier(processes)
 
     def body(place: int) -> int:
         shared = 0
-        for _ in range(rounds):
+        barrier.wait(place)
+        for number in range(rounds):
             ref = pool.intern(value)
             refs[place] = ref
+            if number % 8 == 0:
+                os.sched_yield()  # so that others hold it meanwhile, however few CPUs there are
             others = {refs[other] for other in range(processes)} - {0, ref}
             assert not others, f"held as {ref}, and by another process as {others}"
             assert pool.lookup(value) == ref
@@ -186,6 +190,7 @@ def test_a_ref_from_a_lookup_resolves_to_its_bytes_or_is_stale_while_its_space_c
 
     def read(place: int) -> Counter[str]:
         rng, seen, tally = random.Random(f"{seed} {place}"), dict[TopicRef, bytes](), Counter[str]()
+        barrier.wait(place)
         while not done[0]:
             for value in values:
                 ref = pool.lookup(value)
@@ -207,12 +212,13 @@ def test_a_ref_from_a_lookup_resolves_to_its_bytes_or_is_stale_while_its_space_c
 
     def write(place: int) -> Counter[str]:
         rng = random.Random(f"{seed} {place}")
+        barrier.wait(place)
         for _ in range(rounds):
             pool.release(pool.intern(rng.choice(values)))
         done[0] += 1
         return Counter()
 
-    done = SharedWords(1).words
+    done, barrier = SharedWords(1).words, Barrier(3)
     with Pool.create(pool_name, policy=policy, stripe_count=1) as pool:
         tally = sum(crowd(3, lambda place: read(place) if place else write(place)), Counter[str]())
 
