@@ -70,10 +70,11 @@ from shmpool.ledger import holds_of
 from shmpool.lock import ByteLock
 from shmpool.segment import Segment
 from shmpool.stripe import Stripes, Table
-from shmpool.table import build, find_live, find_slot, free_slot, make_slot, read_table, remove_slot
+from shmpool.table import build, ceiling, find_live, find_slot, free_slot, make_slot, read_table, remove_slot
 
 Clock = Callable[[], int]  # monotonic, in ns; the same in all processes of the pool
 _NO_ORDINAL: Final = META_ORDINAL_MASK
+_WORD_MASK: Final = (1 << 64) - 1
 
 
 class Ledgers(NamedTuple):
@@ -167,10 +168,13 @@ class ReusingStripes(Stripes):
 
     def column(self, record: Record) -> int:
         """A record's column in the ledgers."""
-        stripe_count = self.geometry.stripe_count
-        if record.ordinal >= self.geometry.stripe_capacity:
-            raise self._corrupt(f"the record at arena offset {record.offset} has ordinal {record.ordinal}, which there cannot be")
-        return record.ordinal * stripe_count + self.geometry.stripe_of(record.hash)
+        return self._column(self.geometry.stripe_of(record.hash), record.ordinal)
+
+    def _column(self, stripe: int, ordinal: int) -> int:
+        # Beyond the last column there are other processes' ledgers, and the arena.
+        if ordinal >= self.geometry.stripe_capacity:
+            raise self._corrupt(f"stripe {stripe}: a record has ordinal {ordinal}, which there cannot be")
+        return ordinal * self.geometry.stripe_count + stripe
 
     def records(self) -> Iterator[Record]:
         """Every live record, chunk by chunk in order of arena offset."""
@@ -220,12 +224,12 @@ class ReusingStripes(Stripes):
         self.inserts += held[3]
         return held[0], Place(held[1], held[2])
 
-    def drop_plainly(self, handle: int, holds_word: int) -> bool:
+    def drop_plainly(self, stripe: int, handle: int, holds_word: int) -> bool:
         """The compiled engine's `give_back` of this process's only hold; False, and nothing was changed, as in `hold_plainly`."""
         if not self._turnover:
             return False
-        now = self.clock() if self.policy.keeps_unheld else 0
-        is_gone = self._turnover.drop(handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
+        now = max(self.clock(), 1) if self.policy.keeps_unheld else 0
+        is_gone = self._turnover.drop(stripe, handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
         if is_gone is None:
             return False
         self.frees += is_gone
@@ -243,6 +247,8 @@ class ReusingStripes(Stripes):
         record = read_record(self.segment, offset)
         place = place_of(self.column(record))
         words = self.segment.words
+        if words[place.holds] == _WORD_MASK:
+            raise self._corrupt(f"stripe {stripe}: the holds of the record at arena offset {offset} are more than there can be")
         stamp_word = self._stamp_word(offset)
         row = self._stripes_word + stripe * STRIPE_WORDS
         if not words[stamp_word]:
@@ -251,7 +257,7 @@ class ReusingStripes(Stripes):
         words[row + INTENT] = INTENT_SETTLE << INTENT_SHIFT | offset
         words[place.holds] += 1
         words[stamp_word] = 0
-        words[self.shelf(stripe) + UNHELD] -= 1
+        self._add(self.shelf(stripe) + UNHELD, -1)
         words[row + INTENT] = 0
         return handle, place
 
@@ -268,7 +274,8 @@ class ReusingStripes(Stripes):
                 f"pool {self.segment.pool_name!r}: stripe {stripe} holds {words[row + COUNT]} topics and takes no more. Nothing "
                 "was changed. Create the pool with a larger capacity."
             )
-        if words[row + COUNT] + words[shelf + TOMBSTONES] >= table.ceiling:
+        # By the slots alone: a stripe that is full but for the topic that was just evicted would rebuild for each tombstone.
+        if words[row + COUNT] + words[shelf + TOMBSTONES] >= ceiling(1 << table.bits):
             table = self._rebuild(stripe, table)
         size = space_size(len(value))
         head = self._free_list(stripe, size_class(size))
@@ -282,7 +289,7 @@ class ReusingStripes(Stripes):
             offset, place = self._append(stripe, size, hash_, value, table.word + index, place_of)
         words[place.holds] = 1
         words[row + COUNT] += 1
-        words[shelf + TOMBSTONES] -= is_tombstone
+        self._add(shelf + TOMBSTONES, -is_tombstone)
         words[row + INTENT] = 0
         self.inserts += 1
         return read_record(self.segment, offset).generation << GENERATION_SHIFT | offset, place
@@ -296,7 +303,7 @@ class ReusingStripes(Stripes):
         ordinal, generation = free.ordinal, free.generation + 1
         if ordinal == _NO_ORDINAL:
             ordinal, generation = self._find_ordinal(stripe, generation)
-        place = place_of(ordinal * self.geometry.stripe_count + stripe)
+        place = place_of(self._column(stripe, ordinal))
         words[self._stripes_word + stripe * STRIPE_WORDS + INTENT] = INTENT_REUSE << INTENT_SHIFT | offset
         words[head] = free.hash  # the next
         self._write(free.offset, free.end, hash_, value, ordinal, generation)
@@ -314,7 +321,7 @@ class ReusingStripes(Stripes):
         is_fresh = ordinal < self.geometry.stripe_capacity
         if not is_fresh:
             ordinal, generation = self._find_ordinal(stripe, 0)
-        place = place_of(ordinal * self.geometry.stripe_count + stripe)
+        place = place_of(self._column(stripe, ordinal))
         chunk, used = self._end_of_records(stripe, words[row + CHUNK])
         if used + size > self._chunk_size:
             chunk, used = self._grow_lock.run(self._take_chunk, stripe), 0
@@ -376,7 +383,7 @@ class ReusingStripes(Stripes):
 
     def evict(self, stripe: int, offset: int, stamp: int) -> bool:
         """Free a record that nobody holds. With a stamp, only if it is unheld since then. False if it is held, or gone."""
-        if self._turnover and self._turnover.evict(offset, stamp):
+        if self._turnover and self._turnover.evict(stripe, offset, stamp):
             self.evictions += 1
             return True
         words = self.segment.words
@@ -409,13 +416,13 @@ class ReusingStripes(Stripes):
         if holds_of(self.segment, self.column(record), self.epoch):
             if words[stamp_word]:
                 words[stamp_word] = 0
-                words[shelf + UNHELD] -= 1
+                self._add(shelf + UNHELD, -1)
         elif not self.policy.keeps_unheld:
             self._free(stripe, offset)
             self.frees += 1
         elif not words[stamp_word]:
             words[stamp_word] = max(self.clock(), 1)
-            words[shelf + UNHELD] += 1
+            self._add(shelf + UNHELD, 1)
 
     def _free(self, stripe: int, offset: int) -> None:
         words = self.segment.words
@@ -432,12 +439,12 @@ class ReusingStripes(Stripes):
         stamp_word = self._stamp_word(offset)
         if words[stamp_word]:
             words[stamp_word] = 0
-            words[shelf + UNHELD] -= 1
+            self._add(shelf + UNHELD, -1)
         # Once it is on the list its hash is gone, and its slot before that.
         index = find_slot(words, table.word, mask, make_slot(record.hash, offset), record.hash)
         if index is not None:
-            words[shelf + TOMBSTONES] += remove_slot(words, table.word, mask, index)
-            words[row + COUNT] -= 1
+            self._add(shelf + TOMBSTONES, remove_slot(words, table.word, mask, index))
+            self._add(row + COUNT, -1)
         self._shelve(stripe, record)
 
     def _shelve(self, stripe: int, record: Record) -> None:
@@ -449,6 +456,11 @@ class ReusingStripes(Stripes):
         if words[head] != record.offset | OCCUPIED:
             words[self._arena_word + (record.offset >> 3)] = words[head]
             words[head] = record.offset | OCCUPIED
+
+    def _add(self, word: int, count: int) -> None:
+        """Add to a word that is only a sum. One that is damaged stays what a word can be: `check` tells, a recovery counts anew,
+        and the operation comes to its end."""
+        self.segment.words[word] = min(max(self.segment.words[word] + count, 0), _WORD_MASK)
 
     def shelf(self, stripe: int) -> int:
         """The word at which a stripe's shelf starts."""
@@ -464,6 +476,7 @@ class ReusingStripes(Stripes):
             chunk = read_chunk(self.segment, offset // self._chunk_size, self.epoch)
             if (
                 not record.live
+                and record.generation < MAX_GENERATION  # else its next ref would be one of its first
                 and record.end - offset == space_size(size)
                 and chunk.owner == stripe
                 and record.end <= offset // self._chunk_size * self._chunk_size + chunk.used
