@@ -10,6 +10,7 @@ import pytest
 from shmpool import Policy, Pool, PoolCorruptError
 from shmpool.holding import HoldingStore
 from shmpool.layout import (
+    HOLDS,
     MAX_GENERATION,
     META_GENERATION_SHIFT,
     META_ORDINAL_MASK,
@@ -17,7 +18,9 @@ from shmpool.layout import (
     TOMBSTONES,
     UNHELD,
     WORD_SIZE,
+    seal,
 )
+from shmpool.ledger import row_word
 from shmpool.reuse import ReusingStripes
 from tests.unit.inside import store_of
 
@@ -99,6 +102,20 @@ def test_holds_damaged_beyond_what_can_be_counted_are_refused(churned: Pool) -> 
     store.segment.words[uses] = (1 << 64) - 1
     assert churned.intern(VALUES[0]) == ref
     assert [holder.count for holder in churned.holders(ref)] == [3]
+
+
+def test_a_ledger_of_holds_that_ends_between_two_words_is_read_to_the_last_whole_one(churned: Pool) -> None:
+    stripes, row = store_of(churned).stripes, row_word(store_of(churned).segment, 0)
+    honest = stripes.segment.words[row + HOLDS]
+    stripes.segment.words[row + HOLDS] = seal(stripes.epoch, 12)
+
+    assert churned.stats().holds == 1
+    assert churned.reap() == 0
+    for finding in churned.check():
+        assert "hold" in finding.what
+
+    stripes.segment.words[row + HOLDS] = honest
+    assert churned.check() == []
 
 
 # ---- whatever is asked for
