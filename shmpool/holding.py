@@ -144,7 +144,7 @@ class HoldingStore(Store):
     def _count_use(self, word: int, generation: int) -> None:
         words = self.segment.words
         uses = words[word]
-        if uses >> USES_TAG_SHIFT == generation:
+        if uses >> USES_TAG_SHIFT == generation and uses & USES_MASK < USES_MASK:  # beyond that begins the generation
             words[word] = uses + 1
         else:
             words[word] = generation << USES_TAG_SHIFT | 1
@@ -255,7 +255,7 @@ class HoldingStore(Store):
 
     def _give_back(self, stripe: int, ref: TopicRef) -> None:
         entry = self.held.drop(ref, read_value(self.segment, self._record_of(ref)))
-        if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
+        if entry and self.stripes.drop_plainly(stripe, ref - self.stripes.origin, entry[1]):
             return
         self.stripes.recover(stripe)
         record = self._record_of(ref)

@@ -169,10 +169,13 @@ class ReusingStripes(Stripes):
 
     def column(self, record: Record) -> int:
         """A record's column in the ledgers."""
-        stripe_count = self.geometry.stripe_count
-        if record.ordinal >= self.geometry.stripe_capacity:
-            raise self._corrupt(f"the record at arena offset {record.offset} has ordinal {record.ordinal}, which there cannot be")
-        return record.ordinal * stripe_count + self.geometry.stripe_of(record.hash)
+        return self._column(self.geometry.stripe_of(record.hash), record.ordinal)
+
+    def _column(self, stripe: int, ordinal: int) -> int:
+        # Beyond the last column there are other processes' ledgers, and the arena.
+        if ordinal >= self.geometry.stripe_capacity:
+            raise self._corrupt(f"stripe {stripe}: a record has ordinal {ordinal}, which there cannot be")
+        return ordinal * self.geometry.stripe_count + stripe
 
     def records(self) -> Iterator[Record]:
         """Every live record, chunk by chunk in order of arena offset."""
@@ -227,12 +230,12 @@ class ReusingStripes(Stripes):
         self.inserts += held[3]
         return held[0], Place(held[1], held[2])
 
-    def drop_plainly(self, handle: int, holds_word: int) -> bool:
+    def drop_plainly(self, stripe: int, handle: int, holds_word: int) -> bool:
         """The compiled engine's `give_back` of this process's only hold; False, and nothing was changed, as in `hold_plainly`."""
         if not self._turnover:
             return False
-        now = self.clock() if self.policy.keeps_unheld else 0
-        is_gone = self._turnover.drop(handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
+        now = max(self.clock(), 1) if self.policy.keeps_unheld else 0
+        is_gone = self._turnover.drop(stripe, handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
         if is_gone is None:
             return False
         self.frees += is_gone
@@ -252,6 +255,8 @@ class ReusingStripes(Stripes):
         record = read_record(self.segment, offset)
         place = place_of(self.column(record))
         words = self.segment.words
+        if words[place.holds] == _WORD_MASK:
+            raise self._corrupt(f"stripe {stripe}: the holds of the record at arena offset {offset} are more than there can be")
         stamp_word = self._stamp_word(offset)
         row = self._stripes_word + stripe * STRIPE_WORDS
         if not words[stamp_word]:
@@ -281,6 +286,7 @@ class ReusingStripes(Stripes):
                 f"pool {self.segment.pool_name!r}: stripe {stripe} holds {words[row + COUNT]} topics and takes no more. Nothing "
                 "was changed. Create the pool with a larger capacity."
             )
+        # By the slots alone: a stripe that is full but for the topic that was just evicted would rebuild for each tombstone.
         if words[row + COUNT] + words[shelf + TOMBSTONES] >= ceiling(1 << table.bits):
             table = self._rebuild(stripe, table)
         size = space_size(len(value))
@@ -296,7 +302,7 @@ class ReusingStripes(Stripes):
         handle = read_record(self.segment, offset).generation << GENERATION_SHIFT | offset
         words[place.holds] = 1
         taken.append(handle)
-        self._add(row + COUNT, 1)
+        words[row + COUNT] += 1
         self._add(shelf + TOMBSTONES, -is_tombstone)
         words[row + INTENT] = 0
         self.inserts += 1
@@ -311,7 +317,7 @@ class ReusingStripes(Stripes):
         ordinal, generation = free.ordinal, free.generation + 1
         if ordinal == _NO_ORDINAL:
             ordinal, generation = self._find_ordinal(stripe, generation)
-        place = place_of(ordinal * self.geometry.stripe_count + stripe)
+        place = place_of(self._column(stripe, ordinal))
         words[self._stripes_word + stripe * STRIPE_WORDS + INTENT] = INTENT_REUSE << INTENT_SHIFT | offset
         words[head] = free.hash  # the next
         self._write(free.offset, free.end, hash_, value, ordinal, generation)
@@ -329,7 +335,7 @@ class ReusingStripes(Stripes):
         is_fresh = ordinal < self.geometry.stripe_capacity
         if not is_fresh:
             ordinal, generation = self._find_ordinal(stripe, 0)
-        place = place_of(ordinal * self.geometry.stripe_count + stripe)
+        place = place_of(self._column(stripe, ordinal))
         chunk, used = self._end_of_records(stripe, words[row + CHUNK])
         if used + size > self._chunk_size:
             chunk, used = self._grow_lock.run(self._take_chunk, stripe), 0
@@ -393,7 +399,7 @@ class ReusingStripes(Stripes):
 
     def evict(self, stripe: int, offset: int, stamp: int) -> bool:
         """Free a record that nobody holds. With a stamp, only if it is unheld since then. False if it is held, or gone."""
-        if self._turnover and self._turnover.evict(offset, stamp):
+        if self._turnover and self._turnover.evict(stripe, offset, stamp):
             self.evictions += 1
             return True
         words = self.segment.words
@@ -468,9 +474,9 @@ class ReusingStripes(Stripes):
             words[head] = record.offset | OCCUPIED
 
     def _add(self, word: int, count: int) -> None:
-        """Add to a sum. One that damage made wrong wraps, as it does in C: nothing is to end in its middle for a sum's sake."""
-        words = self.segment.words
-        words[word] = words[word] + count & _WORD_MASK
+        """Add to a word that is only a sum. One that is damaged stays what a word can be: `check` tells, a recovery counts anew,
+        and the operation comes to its end."""
+        self.segment.words[word] = min(max(self.segment.words[word] + count, 0), _WORD_MASK)
 
     def shelf(self, stripe: int) -> int:
         """The word at which a stripe's shelf starts."""
