@@ -49,8 +49,8 @@ class Stage(NamedTuple):
         hash_, place_of = store._hash(value), store._place_of  # noqa: SLF001
         ledgers = store.attachment.ledgers  # now: who is stopped is a forked child, which has others
         return Act(
-            lambda: self.turnover.hold(value, *ledgers, 0, 1),
-            lambda: stripes.hold(0, hash_, value, place_of) or stripes.insert_held(0, hash_, value, place_of),
+            lambda: self.turnover.hold(value, *ledgers, 0, 1, []),
+            lambda: stripes.hold(0, hash_, value, place_of, []) or stripes.insert_held(0, hash_, value, place_of, []),
         )
 
     def give(self, ref: TopicRef) -> Act:
