@@ -91,7 +91,7 @@ def test_what_is_declined_was_not_begun_whatever_the_bytes_say(pool: Pool, rng: 
     offsets = [record.offset for record in stripes.records()]
     calls: list[Callable[[], object]] = [
         lambda: turnover.find(b"topic %d" % rng.randrange(400), 500),
-        lambda: turnover.hold(b"topic %d" % rng.randrange(400), *ledgers, 0, 1),
+        lambda: turnover.hold(b"topic %d" % rng.randrange(400), *ledgers, 0, 1, []),
         lambda: turnover.drop(0, rng.choice(offsets), ledgers[0] + rng.randrange(300), 2000, rng.randrange(2)),
         lambda: turnover.evict(0, rng.choice(offsets), 1000),
     ]
@@ -150,7 +150,7 @@ def test_the_largest_pool_that_can_be_mapped_is_one_for_this_engine_too(new_pool
 def test_ledgers_that_are_not_in_the_segment_are_not_written_to(pool: Pool, ledgers: tuple[int, int, int, int]) -> None:
     turnover: Any = stripes_of(pool)._turnover  # noqa: SLF001
 
-    assert turnover.hold(b"topic 1", *ledgers, 0, 1) is None
+    assert turnover.hold(b"topic 1", *ledgers, 0, 1, []) is None
 
 
 def test_arguments_of_another_type_or_number_are_refused(pool: Pool) -> None:
@@ -159,7 +159,7 @@ def test_arguments_of_another_type_or_number_are_refused(pool: Pool) -> None:
         with pytest.raises(TypeError):
             turnover.find(wrong, 0)
         with pytest.raises(TypeError):
-            turnover.hold(wrong, 0, 0, 0, 0, 0, 1)
+            turnover.hold(wrong, 0, 0, 0, 0, 0, 1, [])
     for call in (turnover.find, turnover.hold, turnover.drop, turnover.evict):
         with pytest.raises(TypeError):
             call(b"x")
@@ -195,11 +195,11 @@ def test_a_hundred_thousand_calls_of_each_kind_keep_nothing(pool: Pool) -> None:
         for _ in range(count):
             hot.take(value), hot.use(value), hot.give(ref), hot.take(missing), hot.give(ref + 8)  # type: ignore[arg-type]
             hot.take([]), hot.give([]), hot.use({})  # type: ignore[arg-type]
-            turnover.find(value, 0), turnover.find(missing, 0), turnover.hold(value, 0, 0, 0, 0, 0, 1)
+            turnover.find(value, 0), turnover.find(missing, 0), turnover.hold(value, 0, 0, 0, 0, 0, 1, [])
             turnover.drop(0, 8, 0, 1, 1), turnover.evict(0, 8, 1)
             with suppress(OverflowError):
                 turnover.drop(0, -1, 0, 1, 1)
-            turnover.hold(value, *ledgers, 0, 1)
+            turnover.hold(value, *ledgers, 0, 1, [])
 
     rounds(100)
     gc.collect()
