@@ -172,9 +172,11 @@ class LifecycleMachine(Attachments):
         refs = [ref for place in chosen if not self.model.is_kept_though_old(ref := self.a_ref(place, who))]
         expected = next((each for each in (self.model.release(who, ref) for ref in refs) if each != "ok"), "ok")
 
+        may_have_gone = self.model.due > 0  # with an earlier one's release: which did is seen only afterwards
+
         _, error = self.do(who, "release_many", refs)
 
-        assert error in ERRORS[expected]
+        assert error in ERRORS[expected] or (may_have_gone and {expected, error} == {"not held", StaleRefError})
 
     @rule(who=actors, place=places)
     def holders(self, who: int, place: int) -> None:
