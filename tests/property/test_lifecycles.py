@@ -172,9 +172,11 @@ class LifecycleMachine(Attachments):
         refs = [ref for place in chosen if not self.model.is_kept_though_old(ref := self.a_ref(place, who))]
         expected = next((each for each in (self.model.release(who, ref) for ref in refs) if each != "ok"), "ok")
 
+        went = expected == "not held" and self.model.due  # with the release before; which did is seen only afterwards
+
         _, error = self.do(who, "release_many", refs)
 
-        assert error in ERRORS[expected]
+        assert error in ERRORS[expected] or (went and error is StaleRefError)
 
     @rule(who=actors, place=places)
     def holders(self, who: int, place: int) -> None:
@@ -198,9 +200,8 @@ class LifecycleMachine(Attachments):
 
     @rule(who=actors)
     def flush(self, who: int) -> None:
-        who = self.actor(who)
-        self.do(who, "flush")
-        self.model.flush(who)
+        self.do(self.actor(who), "flush")
+        self.model.flush(self.actor(who))
 
     @rule(who=actors)
     def reap(self, who: int) -> None:
@@ -255,8 +256,7 @@ class LifecycleMachine(Attachments):
 
     @invariant()
     def is_sound(self) -> None:
-        _, pool = self.here()
-
+        pool = self.here()[1]
         assert pool.check() == []
         assert len(pool) == len(self.model.topics)
         assert dict(pool) == {topic.ref: value for value, topic in self.model.topics.items() if not self.model.is_expired(topic)}
