@@ -24,7 +24,7 @@ from tests.unit.inside import engine_chosen, store_of
 
 _MOST_ATTACHED: Final = 3
 _MUCH: Final = 1 << 18  # bytes of arena: to look at more after each step takes too long
-_CLOCK_STEPS: Final = (0, 0, 1, 7, 100, 20_000_000, -5)
+_CLOCK_STEPS: Final = (0, 0, 1, 7, 100, 3000, 3000, 20_000_000, -5)
 
 
 class Shape(NamedTuple):

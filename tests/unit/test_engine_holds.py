@@ -132,6 +132,18 @@ def test_who_has_another_stripes_lock_frees_nothing(new_pool_name: Names) -> Non
         assert pool.check() == []
 
 
+def test_what_nobody_has_held_since_a_time_is_not_found_from_that_time_on(pool: Pool) -> None:
+    turnover: Any = stripes_of(pool)._turnover  # noqa: SLF001
+    ref = pool.lookup(b"topic 297")  # one of the last nine that were given back
+    assert ref
+    handle, ledgers = ref - stripes_of(pool).origin, store_of(pool).attachment.ledgers
+
+    assert [turnover.find(b"topic 297", oldest) for oldest in (0, 999, 1000, 1001)] == [handle, handle, -1, -1]
+    assert turnover.hold(b"topic 297", *ledgers, 1000, 1) is None
+    assert turnover.hold(b"topic 297", *ledgers, 999, 1)[0] == handle
+    assert turnover.find(b"topic 297", 1001) == handle
+
+
 # ---- what it is called with
 
 

@@ -81,8 +81,10 @@ def test_sums_that_are_damaged_stop_no_operation_half_way(pool_name: str, field:
         stripes.segment.words[stripes.shelf(0) + field] = damage
 
         again = pool.intern_many(VALUES)
+        unheld = stripes.segment.words[stripes.shelf(0) + UNHELD]
         pool.release_many(again)
 
+        assert unheld == (max(damage - 4, 0) if field == UNHELD else 0)
         assert {finding.what.split()[0] for finding in pool.check()} <= {"counts"}
         assert [holder.count for holder in pool.holders(refs[0])] == [1]
         assert pool.stats().holds == 1
