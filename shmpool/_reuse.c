@@ -14,11 +14,14 @@ typedef struct {
     Py_buffer mark; /* 1 unless this process was forked past the hooks */
 } Hot;
 
-/* The entry of a key, borrowed; NULL, and no exception, where there is none. Nobody else runs until the caller returns. */
+/* The entry of a key, borrowed; NULL where there is none. Nobody else runs until the caller returns. Only a key that runs code of
+ * its own, say a subclass's, leaves an exception: a signal handler's must not be lost. */
 static PyObject *get_entry(const Hot *self, PyObject *entries, PyObject *key)
 {
     PyObject *entry = PyDict_GetItemWithError(entries, key);
-    if (!entry) PyErr_Clear();
+    if (!entry && PyErr_Occurred()
+        && (PyErr_ExceptionMatches(PyExc_KeyError) || PyErr_ExceptionMatches(PyExc_TypeError) || PyErr_ExceptionMatches(PyExc_ValueError)))
+        PyErr_Clear();
     return entry && PyTuple_Check(entry) && *(char *)self->mark.buf ? entry : NULL;
 }
 
@@ -31,16 +34,18 @@ static uint64_t *count_word(const Py_buffer *buffer, PyObject *entry, Py_ssize_t
     return (uint64_t *)buffer->buf + index;
 }
 
-/* Add 1 to the counts of an entry, from place `first` to 2, and give its ref; or None. */
+/* Add 1 to the counts of an entry, from place `first` to 2, the last one first, and give its ref; or None. */
 static PyObject *count_up(Hot *self, PyObject *value, Py_ssize_t first)
 {
     Py_buffer buffer;
     PyObject *entry = get_entry(self, self->by_value, value), *ref = NULL;
-    if (!entry) return none();
+    if (!entry) return PyErr_Occurred() ? NULL : none();
     if (PyObject_GetBuffer(self->words, &buffer, PyBUF_WRITABLE)) return NULL;
     uint64_t *holds = count_word(&buffer, entry, first), *uses = count_word(&buffer, entry, 2);
-    if (holds && uses && (ref = PyTuple_GetItem(entry, 0))) {
-        Py_INCREF(ref);
+    if (holds && uses) ref = PyTuple_GetItem(entry, 0);
+    if (ref && (load(holds) == UINT64_MAX || load(uses) == UINT64_MAX)) ref = Py_None; /* damaged: a count must not start over */
+    Py_XINCREF(ref);
+    if (ref && ref != Py_None) {
         store(uses, load(uses) + 1);
         if (holds != uses) store(holds, load(holds) + 1);
     }
@@ -58,6 +63,7 @@ static PyObject *Hot_give(Hot *self, PyObject *ref)
     Py_buffer buffer;
     PyObject *entry = get_entry(self, self->by_ref, ref);
     bool given = false;
+    if (!entry && PyErr_Occurred()) return NULL;
     if (entry) {
         if (PyObject_GetBuffer(self->words, &buffer, PyBUF_WRITABLE)) return NULL;
         uint64_t *holds = count_word(&buffer, entry, 1);
@@ -80,6 +86,7 @@ static PyObject *Hot_new(PyTypeObject *type, PyObject *args, PyObject *keywords)
     Hot *self = (Hot *)allocate(type, 0);
     if (!self) return NULL;
     if (PyObject_GetBuffer(mark, &self->mark, PyBUF_SIMPLE) || !self->mark.len) {
+        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "the mark is a byte");
         Py_DECREF(self);
         return NULL;
     }
@@ -186,7 +193,7 @@ static int search(const Turnover *self, uint64_t *words, uint64_t hash, const ch
         uint64_t slot = load(slots + index);
         if ((!slot || slot == TOMBSTONE) && at->index > mask) at->index = index;
         if (!slot) return 0;
-        if ((slot ^ hash) >> TAG_SHIFT || !(slot & OCCUPIED)) continue;
+        if ((slot ^ hash) >> TAG_SHIFT) continue;
         uint64_t offset = slot & LOW_40 & ~(uint64_t)7;
         if (offset + RECORD_SIZE + size > at->limit) continue;
         const uint64_t *record = words + engine->arena_word + offset / 8;
@@ -252,6 +259,17 @@ static void write_record(const Place *at, uint64_t hash, const char *value, uint
     store(at->record + 1, meta);
 }
 
+/* Add to a word that is only a sum: as `_add` of reuse.py. */
+static void add(uint64_t *word, int64_t count)
+{
+    uint64_t sum = load(word), change = count < 0 ? -(uint64_t)count : (uint64_t)count;
+    if (count < 0)
+        sum = sum < change ? 0 : sum - change;
+    else
+        sum = sum + change < sum ? UINT64_MAX : sum + change;
+    store(word, sum);
+}
+
 static uint64_t make_meta(uint64_t ordinal, uint64_t generation, uint64_t size)
 {
     return META_LIVE | ordinal << META_ORDINAL_SHIFT | generation << META_GENERATION_SHIFT | size;
@@ -305,18 +323,20 @@ static int hold(const Turnover *self, uint64_t *words, const Ledgers *own, const
     int is_there = search(self, words, hash, value, size, at);
     if (is_there < 0) return 0;
     if (is_there) {
-        if (is_expired(at, oldest) || !count_words(self, own, ordinal_of(at->meta), at->stripe, counts)) return 0;
+        if (is_expired(at, oldest) || !count_words(self, own, ordinal_of(at->meta), at->stripe, counts)
+            || load(words + counts[0]) == UINT64_MAX)
+            return 0;
         bool is_unheld = load(at->stamp) != 0;
         if (is_unheld) store(at->row + INTENT, (uint64_t)INTENT_SETTLE << INTENT_SHIFT | at->offset);
         store(words + counts[0], load(words + counts[0]) + 1);
         if (!is_unheld) return 1;
         store(at->stamp, 0);
-        store(at->shelf + UNHELD, load(at->shelf + UNHELD) - 1);
+        add(at->shelf + UNHELD, -1);
         store(at->row + INTENT, 0);
         return 1;
     }
     uint64_t live = load(at->row + COUNT), tombstones = load(at->shelf + TOMBSTONES), ceiling = at->table.slot_count * 3 / 4;
-    if (!may_insert || live >= self->engine->stripe_capacity || live + tombstones >= ceiling
+    if (!may_insert || live >= self->engine->stripe_capacity || live >= ceiling || tombstones >= ceiling - live
         || tombstones >= at->table.slot_count / 8 || at->index == at->table.slot_count)
         return 0;
     bool is_tombstone = load(words + at->table.word + at->index) == TOMBSTONE;
@@ -324,7 +344,7 @@ static int hold(const Turnover *self, uint64_t *words, const Ledgers *own, const
     if (!(has_free ? reuse : append)(self, words, own, hash, value, size, at, counts)) return 0;
     store(words + counts[0], 1);
     store(at->row + COUNT, live + 1);
-    if (is_tombstone) store(at->shelf + TOMBSTONES, tombstones - 1);
+    add(at->shelf + TOMBSTONES, is_tombstone ? -1 : 0);
     store(at->row + INTENT, 0);
     return 2;
 }
@@ -343,7 +363,8 @@ static PyObject *Turnover_hold(Turnover *self, PyObject *const *args, Py_ssize_t
         || !read_word(args[6], &may_insert) || !pin(self->engine, &buffer))
         return NULL;
     int done = 0;
-    if (own.holds_word + own.holds_count <= self->engine->segment_words && own.uses_word + own.uses_count <= self->engine->segment_words)
+    const uint64_t end = self->engine->segment_words;
+    if (own.holds_count <= end && own.holds_word <= end - own.holds_count && own.uses_count <= end && own.uses_word <= end - own.uses_count)
         done = hold(self, buffer.buf, &own, value, size, oldest, may_insert, &at, counts);
     PyBuffer_Release(&buffer);
     if (!done) return none();
@@ -401,13 +422,15 @@ static int64_t remove_slot(uint64_t *slots, uint64_t slot_count, uint64_t index)
     return -dropped;
 }
 
-/* Go to the record at an offset, which must be live and have a slot: `index` is the slot's. False if something is odd. */
-static bool go_to_record(const Turnover *self, uint64_t *words, uint64_t offset, Place *at)
+/* Go to the record at an offset, which must be live, have a slot and be the stripe's whose lock is held: `index` is the slot's.
+ * False if something is odd. */
+static bool go_to_record(const Turnover *self, uint64_t *words, uint64_t stripe, uint64_t offset, Place *at)
 {
     const Engine *engine = self->engine;
     if (!read_limit(engine, words, &at->limit) || offset % 8 || offset + RECORD_SIZE > at->limit) return false;
     uint64_t hash = load(words + engine->arena_word + offset / 8), meta = load(words + engine->arena_word + offset / 8 + 1);
-    if (!(meta & META_LIVE) || ordinal_of(meta) >= engine->stripe_capacity || !go_to(self, words, stripe_of(engine, hash), at)
+    if (!(meta & META_LIVE) || ordinal_of(meta) >= engine->stripe_capacity || stripe_of(engine, hash) != stripe
+        || !go_to(self, words, stripe, at)
         || !at->table.slot_count || load(at->row + INTENT) || !point(engine, words, offset, meta, at))
         return false;
     at->index = find_slot(words + at->table.word, at->table.slot_count, make_slot(hash, offset), hash);
@@ -420,11 +443,10 @@ static void free_record(uint64_t *words, Place *at)
     store(at->record + 1, at->meta & ~META_LIVE); /* commits */
     if (load(at->stamp)) {
         store(at->stamp, 0);
-        store(at->shelf + UNHELD, load(at->shelf + UNHELD) - 1);
+        add(at->shelf + UNHELD, -1);
     }
-    int64_t more = remove_slot(words + at->table.word, at->table.slot_count, at->index);
-    store(at->shelf + TOMBSTONES, load(at->shelf + TOMBSTONES) + (uint64_t)more);
-    store(at->row + COUNT, load(at->row + COUNT) - 1);
+    add(at->shelf + TOMBSTONES, remove_slot(words + at->table.word, at->table.slot_count, at->index));
+    add(at->row + COUNT, -1);
     bool is_retired = generation_of(at->meta) == MAX_GENERATION;
     uint64_t *head = at->shelf + (is_retired ? RETIRED : FREE + size_class(space_size(at->meta & META_SIZE_MASK)));
     store(at->record, load(head));
@@ -432,16 +454,17 @@ static void free_record(uint64_t *words, Place *at)
 }
 
 /* As `drop` of reuse.py, for a record of which this process has one hold: 1 others hold it or it stays, 2 it went, 0 odd. */
-static int drop(const Turnover *self, uint64_t *words, uint64_t offset, uint64_t *own, uint64_t now, bool keeps, Place *at)
+static int drop(const Turnover *self, uint64_t *words, uint64_t stripe, uint64_t offset, uint64_t *own, uint64_t now, bool keeps,
+                Place *at)
 {
-    if (!go_to_record(self, words, offset, at) || load(at->stamp) || load(own) != 1) return 0;
+    if (!go_to_record(self, words, stripe, offset, at) || load(at->stamp) || load(own) != 1) return 0;
     int others = is_held(self, words, (ordinal_of(at->meta) << self->engine->stripe_bits) + at->stripe, own);
     if (others < 0) return 0;
     store(at->row + INTENT, (uint64_t)INTENT_SETTLE << INTENT_SHIFT | offset);
     store(own, 0);
     if (!others && keeps) {
-        store(at->stamp, now ? now : 1);
-        store(at->shelf + UNHELD, load(at->shelf + UNHELD) + 1);
+        store(at->stamp, now);
+        add(at->shelf + UNHELD, 1);
     } else if (!others) {
         free_record(words, at);
     }
@@ -452,12 +475,13 @@ static int drop(const Turnover *self, uint64_t *words, uint64_t offset, uint64_t
 static PyObject *Turnover_evict(Turnover *self, PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer buffer;
-    uint64_t offset, stamp;
+    uint64_t stripe, offset, stamp;
     Place at;
-    if (count != 2) return PyErr_Format(PyExc_TypeError, "evict takes an offset and a time");
-    if (!read_word(args[0], &offset) || !read_word(args[1], &stamp) || !pin(self->engine, &buffer)) return NULL;
+    if (count != 3) return PyErr_Format(PyExc_TypeError, "evict takes a stripe, an offset and a time");
+    if (!read_word(args[0], &stripe) || !read_word(args[1], &offset) || !read_word(args[2], &stamp) || !pin(self->engine, &buffer))
+        return NULL;
     uint64_t *words = buffer.buf;
-    bool evicted = stamp && go_to_record(self, words, offset, &at) && load(at.stamp) == stamp
+    bool evicted = stamp && go_to_record(self, words, stripe, offset, &at) && load(at.stamp) == stamp
                    && !is_held(self, words, (ordinal_of(at.meta) << self->engine->stripe_bits) + at.stripe, NULL);
     if (evicted) {
         store(at.row + INTENT, (uint64_t)INTENT_SETTLE << INTENT_SHIFT | offset);
@@ -471,14 +495,15 @@ static PyObject *Turnover_evict(Turnover *self, PyObject *const *args, Py_ssize_
 static PyObject *Turnover_drop(Turnover *self, PyObject *const *args, Py_ssize_t count)
 {
     Py_buffer buffer;
-    uint64_t offset, own, now, keeps;
+    uint64_t stripe, offset, own, now, keeps;
     Place at;
-    if (count != 4) return PyErr_Format(PyExc_TypeError, "drop takes an offset, a word, a time and whether what nobody holds stays");
-    if (!read_word(args[0], &offset) || !read_word(args[1], &own) || !read_word(args[2], &now) || !read_word(args[3], &keeps)
-        || !pin(self->engine, &buffer))
+    if (count != 5) return PyErr_Format(PyExc_TypeError, "drop takes a stripe, an offset, a word, a time and whether what nobody holds stays");
+    if (!read_word(args[0], &stripe) || !read_word(args[1], &offset) || !read_word(args[2], &own) || !read_word(args[3], &now)
+        || !read_word(args[4], &keeps) || !pin(self->engine, &buffer))
         return NULL;
     int done = 0;
-    if (own < self->engine->segment_words) done = drop(self, buffer.buf, offset, (uint64_t *)buffer.buf + own, now, keeps, &at);
+    uint64_t *words = buffer.buf;
+    if (own < self->engine->segment_words && (now || !keeps)) done = drop(self, words, stripe, offset, words + own, now, keeps, &at);
     PyBuffer_Release(&buffer);
     if (!done) return none();
     return PyBool_FromLong(done == 2);
@@ -493,8 +518,8 @@ static PyObject *Turnover_new(PyTypeObject *type, PyObject *args, PyObject *keyw
     unsigned long long n[5];
     if (!PyArg_ParseTupleAndKeywords(args, keywords, "O!KKKKK", names, engine_type, &engine, n, n + 1, n + 2, n + 3, n + 4)) return NULL;
     const Engine *made = (Engine *)engine;
-    const unsigned long long most = 1ULL << 40; /* so that no sum or product below overflows */
-    if (n[0] > most || n[1] > most || n[2] > most || n[3] > most || n[4] > 65536
+    const unsigned long long most = 1ULL << 44; /* words, 2**47 bytes: no more can be mapped; and no sum or product below overflows */
+    if (n[0] > most || n[1] > most || n[2] > most || n[3] > most || n[4] > 65536 || made->stripe_capacity > most
         || n[0] + (SHELF_WORDS << made->stripe_bits) > made->segment_words || n[1] + n[4] * PROCESS_WORDS > made->segment_words
         || n[2] + n[3] * n[4] > made->segment_words || made->stripe_capacity << made->stripe_bits > n[3])
         return PyErr_Format(PyExc_ValueError, "no segment is laid out like that");

@@ -64,9 +64,14 @@ class Attachment:
         size = (column + 1) * WORD_SIZE
         if size > self._holds_committed:
             self._commit_holds(size)
+        return self.holds_word + column, self.commit_use(column)
+
+    def commit_use(self, column: int) -> int:
+        """The same for its uses alone: a process that only looks topics up needs no memory for holds."""
+        size = (column + 1) * WORD_SIZE
         if size > self._ledger_committed:
             self._commit_uses(size)
-        return self.holds_word + column, self._ledger_word + column
+        return self._ledger_word + column
 
     @property
     def ledgers(self) -> tuple[int, int, int, int]:

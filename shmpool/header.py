@@ -128,23 +128,23 @@ def read_constants(page: bytes) -> Constants:
 
 
 def epoch_check(constants: Constants, word: int) -> int:
-    """The keyed check of an epoch word and the geometry it was written beside: neither is believed with another of the other."""
-    numbers = np.array([word, *astuple(constants.geometry)], "<u8")
+    """The keyed check of an epoch word and the geometry and policy it was written beside: none is believed with another's."""
+    numbers = np.array([word, *astuple(constants.geometry), *astuple(constants.policy)], "<u8")
     return make_hasher(constants.hash_key)(numbers.tobytes())
 
 
 def verify_epoch(page: bytes, constants: Constants, where: str) -> None:
-    """Raises PoolCorruptError unless the header page's epoch word was written beside this geometry.
+    """Raises PoolCorruptError unless the header page's epoch word was written beside this geometry and policy.
 
     For who is about to write to the segment: by a geometry that is not its own, a row of the process table lies over somebody's
-    records, and one can be as well formed, checksum and all, as another pool's.
+    records, and one can be as well formed, checksum and all, as another pool's. By another policy topics go that should stay.
     """
     words = np.frombuffer(page, np.uint64)
     word = int(words[EPOCH_WORD])
     if words[EPOCH_CHECKS_WORD + (word >> SEAL_EPOCH_SHIFT & 1)] != epoch_check(constants, word):
         raise PoolCorruptError(
-            f"{where}: the epoch word is damaged, or the geometry that it was written beside is ({word:#018x}). It was left as "
-            "it is."
+            f"{where}: the epoch word is damaged, or the geometry or policy that it was written beside is ({word:#018x}). It was "
+            "left as it is."
         )
 
 

@@ -65,19 +65,19 @@ class Held:
     def take(self, value: bytes, /) -> TopicRef | None:
         try:
             ref, holds, uses, _ = self.by_value[value]
-        except (KeyError, TypeError, ValueError):  # the latter two of what is no bytes
-            return None
-        if own_mark[0]:
-            words = self._words
-            words[holds] += 1
-            words[uses] += 1
-            return ref
+            if own_mark[0]:
+                words = self._words
+                words[uses] += 1
+                words[holds] += 1
+                return ref
+        except (KeyError, TypeError, ValueError):  # the latter two of what is no bytes; or a damaged count that is full
+            pass
         return None
 
     def give(self, ref: TopicRef, /) -> bool:
         try:
             holds = self.by_ref[ref][1]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):
             return False
         words = self._words
         count = words[holds]
@@ -89,9 +89,9 @@ class Held:
     def use(self, value: bytes, /) -> TopicRef | None:
         try:
             ref, _, uses, _ = self.by_value[value]
+            if own_mark[0]:
+                self._words[uses] += 1
+                return ref
         except (KeyError, TypeError, ValueError):
-            return None
-        if own_mark[0]:
-            self._words[uses] += 1
-            return ref
+            pass
         return None

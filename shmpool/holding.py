@@ -39,7 +39,7 @@ from shmpool.layout import (
 )
 from shmpool.ledger import holding_rows, holds_of, ledger_word, read_holds, row_word
 from shmpool.lifetime import Seat
-from shmpool.lock import ByteLock, try_lock, unlock
+from shmpool.lock import ByteLock, run_if_free
 from shmpool.reuse import Clock, Ledgers, Place, ReusingStripes
 from shmpool.store import BATCH, Refs, Store
 
@@ -144,7 +144,7 @@ class HoldingStore(Store):
     def _count_use(self, word: int, generation: int) -> None:
         words = self.segment.words
         uses = words[word]
-        if uses >> USES_TAG_SHIFT == generation:
+        if uses >> USES_TAG_SHIFT == generation and uses & USES_MASK < USES_MASK:  # beyond that begins the generation
             words[word] = uses + 1
         else:
             words[word] = generation << USES_TAG_SHIFT | 1
@@ -168,7 +168,7 @@ class HoldingStore(Store):
         record = read_record(self.segment, handle & LOW_40)
         try:
             if record.live and record.generation == handle >> GENERATION_SHIFT:
-                self._count_use(self._place_of(self.stripes.column(record)).uses, record.generation)
+                self._count_use(self.attachment.commit_use(self.stripes.column(record)), record.generation)
             else:
                 self.uses_dropped += 1  # it went just now
         except PoolFullError:
@@ -255,7 +255,7 @@ class HoldingStore(Store):
 
     def _give_back(self, stripe: int, ref: TopicRef) -> None:
         entry = self.held.drop(ref, read_value(self.segment, self._record_of(ref)))
-        if entry and self.stripes.drop_plainly(ref - self.stripes.origin, entry[1]):
+        if entry and self.stripes.drop_plainly(stripe, ref - self.stripes.origin, entry[1]):
             return
         self.stripes.recover(stripe)
         record = self._record_of(ref)
@@ -319,28 +319,29 @@ class HoldingStore(Store):
         """Give back the holds of processes that are gone; returns how many, with those that this process found in its own row.
         Never waits for another reaper."""
         self.check_open()
-        if self._is_inside() or not self._reaping.acquire(blocking=False):
+        if self._is_inside():
             return 0
+        taken: list[bool] = []
         try:
+            # One C call takes it and says so. An exception between the two would leave it taken: this thread would seem to be
+            # inside for ever.
+            taken.extend(map(self._reaping.acquire, (False,)))
+            if not taken[0]:
+                return 0
             self._reap_own_row()
             own, self._reaped_own = self._reaped_own, 0
             count = own + sum(map(self._reap_if_gone, holding_rows(self.segment)))
             self._trim()  # what they held is kept by nobody now; and one may have been killed before it came to this
             return count
         finally:
-            self._reaping.release()
+            if taken and taken[0]:
+                self._reaping.release()
 
     def _reap_if_gone(self, row: int) -> int:
         # Whoever holds the row's byte may write to it; nobody can take the row meanwhile.
         if row == self.attachment.row or not read_holds(self.segment, row).any():
             return 0
-        byte = PROCESS_BYTES + row
-        try:
-            if not try_lock(self.segment.fd, byte):
-                return 0
-            count = self._reap_row(row)
-        finally:
-            unlock(self.segment.fd, byte)
+        count = run_if_free(self.segment.fd, PROCESS_BYTES + row, self._reap_row, row) or 0
         self.reaped += count
         return count
 
@@ -456,6 +457,13 @@ class HoldingStore(Store):
         self.flush()
 
     # ---- the whole pool
+
+    def _lock_all_and_reset(self, stripe: int) -> None:
+        if stripe == len(self.locks):
+            # Nobody can remember a topic any more; and who did would take its hold, which needs no lock, of a column of the new
+            # ledger, where it is of no topic, or of one that is another's.
+            self.held.clear()
+        super()._lock_all_and_reset(stripe)
 
     def _start_over(self, uses: int) -> None:
         self._uses_gone += uses

@@ -90,7 +90,7 @@ def _epoch(segment: Segment) -> int:
 def _read_ledger(segment: Segment, row: int, field: int) -> tuple[int, int]:
     what = "holds" if field == HOLDS else "ledger"
     epoch, size = segment.read_sealed(row_word(segment, row) + field, f"the {what} word of process row {row}")
-    return epoch, min(size, segment.constants.geometry.ledger_size)
+    return epoch, min(size, segment.constants.geometry.ledger_size) // WORD_SIZE * WORD_SIZE
 
 
 # ---- holds
@@ -132,7 +132,7 @@ def holds_of(segment: Segment, column: int, epoch: int) -> list[tuple[int, int]]
         if content is None:
             _read_ledger(segment, row, HOLDS)
             continue
-        if content[0] == epoch and column * WORD_SIZE < min(content[1], segment.constants.geometry.ledger_size):
+        if content[0] == epoch and (column + 1) * WORD_SIZE <= min(content[1], segment.constants.geometry.ledger_size):
             count = segment.words[ledger_word(segment, row, HOLDS) + column]
             if count:
                 found.append((row, count))

@@ -88,8 +88,9 @@ def _give_back(name: str, held: int, *, dry_run: bool) -> Leftover:
     path, note = segments.path_of(name), f"{held} holds of processes that were killed"
     try:
         if not dry_run:
+            # To attach is to take a row, most likely a killed process's, whose holds go with that: `reap` does not count them.
             with Pool.attach(name, cache_size=1) as pool:
-                note = f"{pool.reap()} holds of processes that were killed"
+                pool.reap()
     except PoolError as error:
         return Leftover(path, "holds", 0, removed=False, note=f"{note}: {error}", kept=True)
     return Leftover(path, "holds", 0, removed=not dry_run, note=note)

@@ -250,6 +250,15 @@ def try_lock(fd: int, byte: int) -> bool:
     return True
 
 
+def run_if_free(fd: int, byte: int, body: Callable[[*Ts], T], /, *args: *Ts) -> T | None:
+    """Call `body` with a byte locked on the description behind `fd`, without waiting; None if another description has it."""
+    unlocked = _flock(F_UNLCK, byte)
+    try:
+        return body(*args) if try_lock(fd, byte) else None
+    finally:
+        fcntl(fd, F_OFD_SETLK, unlocked)  # not by `unlock`: an exception could arrive on the way into it
+
+
 def unlock(fd: int, byte: int) -> None:
     """Unlock a byte; one that is not locked is no error."""
     fcntl(fd, F_OFD_SETLK, _flock(F_UNLCK, byte))

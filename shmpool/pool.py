@@ -453,7 +453,7 @@ class HoldingPool(Pool):
     def resolve(self, ref: TopicRef) -> bytes:
         try:
             return self._by_ref[ref][3]
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, ValueError):  # the latter two of what is no ref
             pass
         store = self._store
         store.check_open()

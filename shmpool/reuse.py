@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shmpool.arena import Record, make_chunk, make_meta, read_chunk, read_record, size_class, space_size
+from shmpool.arena import Record, make_chunk, make_meta, read_chunk, read_record, size_class, space_size, walk
 from shmpool.engine import make_turnover
 from shmpool.errors import PoolFullError
 from shmpool.layout import (
@@ -75,6 +75,7 @@ from shmpool.table import build, ceiling, find_live, find_slot, free_slot, make_
 
 Clock = Callable[[], int]  # monotonic, in ns; the same in all processes of the pool
 _NO_ORDINAL: Final = META_ORDINAL_MASK
+_WORD_MASK: Final = (1 << 64) - 1
 # An eighth of a table's slots may be tombstones. Beside topics that stay they gather in long runs: when they were let come up to
 # the table's ceiling, a search in vain read 13 slots on average and 24 at worst, against 2. One rebuild in some 800 pairs of hold
 # and release is 0.2 us of each.
@@ -172,10 +173,13 @@ class ReusingStripes(Stripes):
 
     def column(self, record: Record) -> int:
         """A record's column in the ledgers."""
-        stripe_count = self.geometry.stripe_count
-        if record.ordinal >= self.geometry.stripe_capacity:
-            raise self._corrupt(f"the record at arena offset {record.offset} has ordinal {record.ordinal}, which there cannot be")
-        return record.ordinal * stripe_count + self.geometry.stripe_of(record.hash)
+        return self._column(self.geometry.stripe_of(record.hash), record.ordinal)
+
+    def _column(self, stripe: int, ordinal: int) -> int:
+        # Beyond the last column there are other processes' ledgers, and the arena.
+        if ordinal >= self.geometry.stripe_capacity:
+            raise self._corrupt(f"stripe {stripe}: a record has ordinal {ordinal}, which there cannot be")
+        return ordinal * self.geometry.stripe_count + stripe
 
     def records(self) -> Iterator[Record]:
         """Every live record, chunk by chunk in order of arena offset."""
@@ -230,12 +234,12 @@ class ReusingStripes(Stripes):
         self.inserts += held[3]
         return held[0], Place(held[1], held[2])
 
-    def drop_plainly(self, handle: int, holds_word: int) -> bool:
+    def drop_plainly(self, stripe: int, handle: int, holds_word: int) -> bool:
         """The compiled engine's `give_back` of this process's only hold; False, and nothing was changed, as in `hold_plainly`."""
         if not self._turnover:
             return False
-        now = self.clock() if self.policy.keeps_unheld else 0
-        is_gone = self._turnover.drop(handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
+        now = max(self.clock(), 1) if self.policy.keeps_unheld else 0
+        is_gone = self._turnover.drop(stripe, handle & LOW_40, holds_word, now, self.policy.keeps_unheld)
         if is_gone is None:
             return False
         self.frees += is_gone
@@ -255,6 +259,8 @@ class ReusingStripes(Stripes):
         record = read_record(self.segment, offset)
         place = place_of(self.column(record))
         words = self.segment.words
+        if words[place.holds] == _WORD_MASK:
+            raise self._corrupt(f"stripe {stripe}: the holds of the record at arena offset {offset} are more than there can be")
         stamp_word = self._stamp_word(offset)
         row = self._stripes_word + stripe * STRIPE_WORDS
         if not words[stamp_word]:
@@ -265,7 +271,7 @@ class ReusingStripes(Stripes):
         words[place.holds] += 1
         taken.append(handle)
         words[stamp_word] = 0
-        words[self.shelf(stripe) + UNHELD] -= 1
+        self._add(self.shelf(stripe) + UNHELD, -1)
         words[row + INTENT] = 0
         return handle, place
 
@@ -285,6 +291,7 @@ class ReusingStripes(Stripes):
                 "was changed. Create the pool with a larger capacity."
             )
         tombstones = words[shelf + TOMBSTONES]
+        # By the slots alone: a stripe that is full but for the topic that was just evicted would rebuild for each tombstone.
         if tombstones << _TOMBSTONE_SHIFT >> table.bits or words[row + COUNT] + tombstones >= ceiling(1 << table.bits):
             table = self._rebuild(stripe, table)
         size = space_size(len(value))
@@ -301,7 +308,7 @@ class ReusingStripes(Stripes):
         words[place.holds] = 1
         taken.append(handle)
         words[row + COUNT] += 1
-        words[shelf + TOMBSTONES] -= is_tombstone
+        self._add(shelf + TOMBSTONES, -is_tombstone)
         words[row + INTENT] = 0
         self.inserts += 1
         return handle, place
@@ -315,7 +322,7 @@ class ReusingStripes(Stripes):
         ordinal, generation = free.ordinal, free.generation + 1
         if ordinal == _NO_ORDINAL:
             ordinal, generation = self._find_ordinal(stripe, generation)
-        place = place_of(ordinal * self.geometry.stripe_count + stripe)
+        place = place_of(self._column(stripe, ordinal))
         words[self._stripes_word + stripe * STRIPE_WORDS + INTENT] = INTENT_REUSE << INTENT_SHIFT | offset
         words[head] = free.hash  # the next
         self._write(free.offset, free.end, hash_, value, ordinal, generation)
@@ -333,7 +340,7 @@ class ReusingStripes(Stripes):
         is_fresh = ordinal < self.geometry.stripe_capacity
         if not is_fresh:
             ordinal, generation = self._find_ordinal(stripe, 0)
-        place = place_of(ordinal * self.geometry.stripe_count + stripe)
+        place = place_of(self._column(stripe, ordinal))
         chunk, used = self._end_of_records(stripe, words[row + CHUNK])
         if used + size > self._chunk_size:
             chunk, used = self._grow_lock.run(self._take_chunk, stripe), 0
@@ -384,6 +391,8 @@ class ReusingStripes(Stripes):
         offsets = self._live_offsets(stripe)
         arena = np.frombuffer(self.segment.words, np.uint64, self.limit() // WORD_SIZE, self._arena_offset)
         metas = arena[(offsets >> np.uint64(3)).astype(np.int64) + 1]
+        # With no intent, one that is free and has a slot is damaged: to settle it would hide that from `check`.
+        offsets, metas = offsets[metas >= META_LIVE], metas[metas >= META_LIVE]
         ordinals = metas >> np.uint64(META_ORDINAL_SHIFT) & np.uint64(META_ORDINAL_MASK)
         found = (ordinals * np.uint64(self.geometry.stripe_count) + np.uint64(stripe)).tolist()
         place = dict(zip(found, offsets.tolist(), strict=True))
@@ -395,7 +404,7 @@ class ReusingStripes(Stripes):
 
     def evict(self, stripe: int, offset: int, stamp: int) -> bool:
         """Free a record that nobody holds. With a stamp, only if it is unheld since then. False if it is held, or gone."""
-        if self._turnover and self._turnover.evict(offset, stamp):
+        if self._turnover and self._turnover.evict(stripe, offset, stamp):
             self.evictions += 1
             return True
         words = self.segment.words
@@ -428,13 +437,13 @@ class ReusingStripes(Stripes):
         if holds_of(self.segment, self.column(record), self.epoch):
             if words[stamp_word]:
                 words[stamp_word] = 0
-                words[shelf + UNHELD] -= 1
+                self._add(shelf + UNHELD, -1)
         elif not self.policy.keeps_unheld:
             self._free(stripe, offset)
             self.frees += 1
         elif not words[stamp_word]:
             words[stamp_word] = max(self.clock(), 1)
-            words[shelf + UNHELD] += 1
+            self._add(shelf + UNHELD, 1)
 
     def _free(self, stripe: int, offset: int) -> None:
         words = self.segment.words
@@ -451,12 +460,12 @@ class ReusingStripes(Stripes):
         stamp_word = self._stamp_word(offset)
         if words[stamp_word]:
             words[stamp_word] = 0
-            words[shelf + UNHELD] -= 1
+            self._add(shelf + UNHELD, -1)
         # Once it is on the list its hash is gone, and its slot before that.
         index = find_slot(words, table.word, mask, make_slot(record.hash, offset), record.hash)
         if index is not None:
-            words[shelf + TOMBSTONES] += remove_slot(words, table.word, mask, index)
-            words[row + COUNT] -= 1
+            self._add(shelf + TOMBSTONES, remove_slot(words, table.word, mask, index))
+            self._add(row + COUNT, -1)
         self._shelve(stripe, record)
 
     def _shelve(self, stripe: int, record: Record) -> None:
@@ -468,6 +477,11 @@ class ReusingStripes(Stripes):
         if words[head] != record.offset | OCCUPIED:
             words[self._arena_word + (record.offset >> 3)] = words[head]
             words[head] = record.offset | OCCUPIED
+
+    def _add(self, word: int, count: int) -> None:
+        """Add to a word that is only a sum. One that is damaged stays what a word can be: `check` tells, a recovery counts anew,
+        and the operation comes to its end."""
+        self.segment.words[word] = min(max(self.segment.words[word] + count, 0), _WORD_MASK)
 
     def shelf(self, stripe: int) -> int:
         """The word at which a stripe's shelf starts."""
@@ -483,6 +497,7 @@ class ReusingStripes(Stripes):
             chunk = read_chunk(self.segment, offset // self._chunk_size, self.epoch)
             if (
                 not record.live
+                and record.generation < MAX_GENERATION  # or its ref would begin anew, and a stale one be another topic's
                 and record.end - offset == space_size(size)
                 and chunk.owner == stripe
                 and record.end <= offset // self._chunk_size * self._chunk_size + chunk.used
@@ -584,7 +599,9 @@ class ReusingStripes(Stripes):
         if operation == INTENT_INSERT:
             forward = self._recover_insert(stripe, place)
         elif operation in (INTENT_REUSE, INTENT_SETTLE):
-            if place % 8 or place % self._chunk_size + RECORD_SIZE > self._used_of(stripe, place // self._chunk_size):
+            # Every record up to there is looked at, which may take some ms: in the middle of one a value would be written over.
+            chunk = place // self._chunk_size
+            if all(record.offset != place for record in walk(self.segment, chunk, self._used_of(stripe, chunk))):
                 raise self._corrupt(f"stripe {stripe}: its intent names arena offset {place}, where no record is")
             forward = operation == INTENT_SETTLE or self._recover_reuse(stripe, place)
         elif operation == INTENT_REBUILD:

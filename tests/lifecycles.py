@@ -37,6 +37,7 @@ class Lifecycles:
         self.published: dict[int, Counter[str]] = {}  # as of each attachment's last flush
         self.rows: dict[int, int] = {}  # of attachments that nobody has taken over
         self.killed: set[int] = set()
+        self.untold: dict[int, int] = {}  # holds of killed processes whose rows were taken, until `reap` tells of them
         self.due = 0  # evictions that must have been done, of topics yet to be told
         self.room = 0  # or the limit below which topics had to go, whatever their age
 
@@ -163,7 +164,8 @@ class Lifecycles:
             assert other in self.killed
             del self.rows[other]
             self.killed.discard(other)
-            self.counters[who]["reaped"] += self._give_back_all(other)
+            self.untold[who] = self._give_back_all(other)
+            self.counters[who]["reaped"] += self.untold[who]
         self.rows[who] = row
 
     def close(self, who: int) -> None:
@@ -186,7 +188,7 @@ class Lifecycles:
     def reap(self, who: int) -> int:
         count = sum(map(self._give_back_all, sorted(self.killed)))
         self.counters[who]["reaped"] += count
-        return count
+        return count + self.untold.pop(who, 0)
 
     def reset(self) -> None:
         self.stale |= {topic.ref for topic in self.topics.values()}

@@ -223,10 +223,17 @@ def machine() -> dict[str, object]:
         "engine": ENGINE,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "cpu": cpu_name(),
         "kernel": platform.release(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
     }
+
+
+def cpu_name() -> str:
+    """As the kernel says it; empty where it does not."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
 
 
 if __name__ == "__main__":

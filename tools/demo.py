@@ -24,7 +24,7 @@ import trio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from shmpool import PoolError
+from shmpool import Policy, PoolError
 from tools.exchange import WINDOW, Exchange, ExchangeError
 from tools.outside_peer import Orders
 from tools.traffic import consensus_topics
@@ -66,6 +66,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--messages", type=positive, default=MESSAGE_COUNT, help="each way; default %(default)s")
     parser.add_argument("--topics", type=Path, metavar="FILE", help="one topic a line; default: Ethereum's consensus topics")
     parser.add_argument("--interning", choices=["on", "off"], default="on", help="default %(default)s")
+    parser.add_argument("--policy", default="forever", help="of the pool: forever, refcount, lru:TOPICS or ttl:SECONDS")
+    parser.add_argument("--seen", choices=["shared", "private"], default="private", help="default %(default)s")
     parser.add_argument("--seed", type=int, help="of everything random; default: a new one, shown with the figures")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     options = parser.parse_args(arguments)
@@ -93,7 +95,13 @@ def read_topics(path: Path | None) -> list[str]:
 
 
 async def run(options: argparse.Namespace, topics: list[str]) -> Result:
-    fleet_options = FleetOptions(options.shards, interning=options.interning == "on", seed=options.seed)
+    fleet_options = FleetOptions(
+        options.shards,
+        interning=options.interning == "on",
+        policy=Policy.parse(options.policy),
+        seen=options.seen,
+        seed=options.seed,
+    )
     async with run_fleet(fleet_options) as fleet, open_node(fleet.directory) as node:
         for topic in topics:
             await node.subscribe(topic.encode())
@@ -156,7 +164,7 @@ def show(result: Result) -> None:
     console = Console() if sys.stdout.isatty() else Console(width=PLAIN_WIDTH)
     console.print(tabulate(result))
     for line in describe(result):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False, emoji=False)  # "lru:100:" is no pictogram
 
 
 if __name__ == "__main__":

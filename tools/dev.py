@@ -29,6 +29,8 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / "shmpool-installed"  # digest of what is installed; written last, so a half-filled .venv has none
 REQUIREMENT = ".[worker,dev]"
+RIVALS_STAMP = VENV / "shmpool-rivals-installed"
+WITH_RIVALS = ".[worker,dev,bench]"  # for benchmarks only: what the pool is measured beside
 
 USAGE = """\
 usage: python3 tools/dev.py COMMAND [ARGS]
@@ -49,7 +51,7 @@ def main(arguments: list[str]) -> int:
         print(USAGE, file=sys.stderr)
         return 2
 
-    set_up()
+    set_up(with_rivals=arguments[0] == "bench")
     return commands[arguments[0]](arguments[1:])
 
 
@@ -114,18 +116,23 @@ def check(statuses: dict[str, int], tool: str, *arguments: str) -> None:
 # Set-up
 
 
-def set_up() -> None:
+def set_up(*, with_rivals: bool) -> None:
     """Make `.venv` hold what pyproject.toml asks for; nothing happens if it already does."""
-    if installed() == digest():
+    stamp = RIVALS_STAMP if with_rivals else STAMP
+    if installed(stamp) == digest():
         return
     with only_one_at_a_time():
-        if installed() == digest():  # by the run we have waited for
+        if installed(stamp) == digest():  # by the run we have waited for
             return
-        STAMP.unlink(missing_ok=True)
+        for each in (STAMP, RIVALS_STAMP):
+            each.unlink(missing_ok=True)
         if not works([PYTHON, "--version"]):
             make_environment()
         wanted = digest()  # before the install: pyproject.toml may change meanwhile
-        install()
+        if with_rivals and install_rivals():
+            RIVALS_STAMP.write_text(wanted)
+        else:
+            install()
         STAMP.write_text(wanted)
 
 
@@ -143,9 +150,9 @@ def digest() -> str:
     return hashlib.sha256(b"\0".join((os.fsencode(ROOT), version.encode(), *sources))).hexdigest()
 
 
-def installed() -> str | None:
+def installed(stamp: Path) -> str | None:
     try:
-        return STAMP.read_text()
+        return stamp.read_text()
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -171,13 +178,25 @@ def make_environment() -> None:
 
 def install() -> None:
     say("Installing what pyproject.toml asks for into .venv (once; about a minute).")
-    options = ["--quiet", "--quiet", "--no-input", "--disable-pip-version-check"]
-    status = run_to_the_end([*find_pip(), "install", *options, "--editable", REQUIREMENT])
-    if status:
+    if not pip_installs(REQUIREMENT):
         sys.exit(
             f"pip could not install {REQUIREMENT} (its message is above), so nothing was run. It needs PyPI, or a"
             " mirror named by PIP_INDEX_URL. Run the same command again to go on from here."
         )
+
+
+def install_rivals() -> bool:
+    """Install what there is to install and the rivals; say so if that cannot be done. The benchmarks tell which are missing."""
+    say("Installing what pyproject.toml asks for, and what the benchmarks compare with, into .venv (once; about a minute).")
+    if pip_installs(WITH_RIVALS):
+        return True
+    say("The rivals could not be installed (pip's message is above; UltraDict needs a C compiler). Going on without them.")
+    return False
+
+
+def pip_installs(requirement: str) -> bool:
+    options = ["--quiet", "--quiet", "--no-input", "--disable-pip-version-check"]
+    return run_to_the_end([*find_pip(), "install", *options, "--editable", requirement]) == 0
 
 
 def find_pip() -> list[str | Path]:

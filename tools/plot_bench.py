@@ -1,17 +1,19 @@
-"""Draw tools/results/intern.json as tools/results/intern.svg: what each operation costs, beside its bound and a dict.
+"""Draw tools/results/intern.json: what each operation costs, beside its bound and a dict.
 
     python tools/plot_bench.py
 """
 
+from __future__ import annotations
+
 import json
-from pathlib import Path
+from typing import Final
 
-import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
-RESULTS = Path(__file__).parent / "results"
-INK = "#808890"  # legible on a light page and on a dark one
-ROWS = (  # label, figure, its bound in us or None
+from tools.drawing import RESULTS, WIDTH, Theme, bare, plain_numbers, save
+
+ROWS: Final = (  # label, figure, its bound in us or None
     ("dict function, hit", "dict_us", None),
     ("lookup, repeated", "lookup_hit_us", None),
     ("intern, repeated", "intern_hit_us", None),
@@ -23,30 +25,33 @@ ROWS = (  # label, figure, its bound in us or None
 )
 
 
-def main() -> None:
-    record = json.loads((RESULTS / "intern.json").read_text())
-    figures = record["figures"]
-    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "intern", "font.family": "sans-serif", "text.color": INK})
-    plot, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
-    for place, (label, figure, bound) in enumerate(reversed(ROWS)):
-        cost = figures[figure]
-        plain = figures.get(f"plain_{figure}")
+def draw(figures: dict[str, float], theme: Theme) -> Figure:
+    plot, axes = plt.subplots(figsize=(WIDTH, 3.4), layout="constrained")
+    for place, (label, figure, bound) in enumerate(ROWS):
+        cost, plain = figures[figure], figures.get(f"plain_{figure}")
         if plain:
-            axes.plot([cost, plain], [place, place], color="#4c8fc9", linewidth=1.5, linestyle=":", zorder=1)
-            axes.plot([plain], [place], marker="|", markersize=11, color="#4c8fc9")
+            axes.plot([cost, plain], [place, place], color=theme.ours, linewidth=1.5, linestyle=":", zorder=1)
+            axes.plot([plain], [place], marker="|", markersize=11, color=theme.ours)
             axes.annotate("plain Python", (plain, place), (6, 0), textcoords="offset points", va="center", fontsize=8)
-        axes.barh(place, cost, height=0.62, color="#d98032" if label.startswith("dict") else "#4c8fc9")
-        axes.annotate(f"{cost:.2g} us", (cost, place), (-4, 0), textcoords="offset points", va="center", ha="right", color="w")
+        axes.barh(place, cost, height=0.62, color=theme.others if label.startswith("dict") else theme.ours)
+        axes.annotate(f"{cost:.2g} us", (1, place), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                      va="center", annotation_clip=False)  # fmt: skip
         if bound:
-            axes.plot([bound, bound], [place - 0.4, place + 0.4], color="#d03a3a", linewidth=2, zorder=3)
-    axes.set_yticks(range(len(ROWS)), [label for label, *_ in reversed(ROWS)], color=INK)
+            axes.plot([bound, bound], [place - 0.4, place + 0.4], color=theme.warning, linewidth=2, zorder=3)
+    axes.set_yticks(range(len(ROWS)), [label for label, *_ in ROWS])
+    axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlim(0.02, 90)
-    axes.set_xlabel("us a call, median, logarithmic; red: the bound", color=INK)
-    axes.tick_params(colors=INK)
-    for side in axes.spines.values():
-        side.set_visible(False)
-    plot.savefig(RESULTS / "intern.svg", transparent=True, metadata={"Date": None})
+    plain_numbers(axes.xaxis)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("us a call, median, logarithmic; red: the bound")
+    bare(axes)
+    return plot
+
+
+def main() -> None:
+    figures = json.loads((RESULTS / "intern.json").read_text())["figures"]
+    save("intern", lambda theme: draw(figures, theme))
 
 
 if __name__ == "__main__":

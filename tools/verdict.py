@@ -33,7 +33,9 @@ class Flow:
 class PoolFigures:
     """The pool at the end. `uses` are names that came by as bytes, in a call or in a message, and became a ref."""
 
+    policy: str
     topics: int
+    holds: int
     hits: int
     misses: int
     inserts: int
@@ -53,6 +55,7 @@ class Result:
     seed: int
     shards: int
     interning: bool
+    seen: str
     topics: int
     outside_dialled: int
     outside_connected: int
@@ -87,6 +90,7 @@ async def judge(exchange: Exchange, shard_count: int, restarts: int) -> Result:
         seed=exchange.seed,
         shards=shard_count,
         interning=interning,
+        seen="private" if exchange.node.info.seen_pool is None else "shared",
         topics=len(names),
         outside_dialled=dialled,
         outside_connected=len(connected),
@@ -127,7 +131,8 @@ def describe(result: Result) -> list[str]:
         same = "the same ref" if result.refs_equal else "DIFFERENT REFS"
         lines += [
             f"{result.processes_compared} processes computed {same} for {result.topics} topics.",
-            f"Pool: {pool.topics} topics, {pool.hits:,} hits, {pool.misses:,} misses, {pool.inserts:,} inserts.",
+            (f"Pool, {pool.policy}: {pool.topics} topics, {pool.holds:,} holds, {pool.hits:,} hits, {pool.misses:,} misses, "
+            f"{pool.inserts:,} inserts."),
             (f"Names: {pool.names_size:,} bytes held once, instead of a copy in each of {pool.process_count} processes: "
             f"{pool.process_count * pool.names_size:,}."),
             f"{pool.uses:,} names came by as bytes, {pool.uses_size:,} bytes in all, and became refs.",
@@ -176,7 +181,9 @@ def _pool_figures(pool: Pool) -> PoolFigures:
     stats = pool.stats()
     topics = pool.top(stats.size)
     return PoolFigures(
+        policy=str(pool.policy),
         topics=stats.size,
+        holds=stats.holds,
         hits=stats.hits,
         misses=stats.misses,
         inserts=stats.inserts,
@@ -209,4 +216,4 @@ def _shortened(what: str, items: list[str]) -> list[str]:
 
 def _title(result: Result) -> str:
     interning = "on" if result.interning else "off"
-    return f"{result.shards} shards, {result.topics} topics, interning {interning}, seed {result.seed}"
+    return f"{result.shards} shards, {result.topics} topics, interning {interning}, seen {result.seen}, seed {result.seed}"

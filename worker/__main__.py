@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from shmpool import PoolError
+from shmpool import Policy, PoolError
 from worker.errors import WorkerError, leaves
 from worker.supervisor import FleetOptions, run_fleet
 
@@ -42,6 +42,10 @@ def parse(arguments: list[str]) -> FleetOptions:
                         help="dialled by every shard, and again when it is lost; ends in /p2p/<peer id>; repeatable")
     parser.add_argument("--topics", type=Path, metavar="FILE", help="one topic a line, joined by the shard that owns it")
     parser.add_argument("--interning", choices=["on", "off"], default="on", help="default %(default)s")
+    parser.add_argument("--policy", default="forever",
+                        help="when a topic leaves the pool: forever, refcount, lru:TOPICS or ttl:SECONDS. Default %(default)s")
+    parser.add_argument("--seen", choices=["shared", "private"], default="private",
+                        help="shared: a shard that was restarted knows which messages were delivered. Default %(default)s")
     parser.add_argument("--pool", metavar="NAME", help="of the pool to create; default: a new one")
     parser.add_argument("--seed", type=int, help="of the shards' keys and random choices; default: fresh ones")
     options = parser.parse_args(arguments)
@@ -53,6 +57,8 @@ def parse(arguments: list[str]) -> FleetOptions:
             peers=tuple(options.peers),
             topics=tuple(dict.fromkeys(topic for topic in topics if topic)),
             interning=options.interning == "on",
+            policy=Policy.parse(options.policy),
+            seen=options.seen,
             pool_name=options.pool,
             seed=options.seed,
         )

@@ -13,8 +13,12 @@ from worker.topics import K
 
 
 class BackoffTable(Generic[K]):
-    def __init__(self, max_count: int, slack_s: float) -> None:
-        """`slack_s` is waited beyond the end before we graft: the other side clears its entry only at a heartbeat."""
+    def __init__(self, max_count: int, slack_s: float, counts: dict[K, int] | None = None) -> None:
+        """`slack_s` is waited beyond the end before we graft: the other side clears its entry only at a heartbeat.
+
+        `counts` is to hold the number of each key's entries: a `HeldDict` keeps a left topic's key until its last one ends.
+        """
+        self.counts: dict[K, int] = {} if counts is None else counts
         self._max_count = max_count
         self._slack_s = slack_s
         self._ends: dict[tuple[K, PeerId], float] = {}
@@ -22,8 +26,10 @@ class BackoffTable(Generic[K]):
     def add(self, key: K, peer: PeerId, end: float) -> None:
         """Back off until `end`. Extends, never shortens."""
         entry = (key, peer)
-        if entry not in self._ends and len(self._ends) >= self._max_count:
-            del self._ends[next(iter(self._ends))]
+        if entry not in self._ends:
+            self.counts[key] = self.counts.get(key, 0) + 1
+            if len(self._ends) >= self._max_count:
+                self._forget(next(iter(self._ends)))
         self._ends[entry] = max(end, self._ends.get(entry, end))
 
     def remaining_s(self, key: K, peer: PeerId, now: float) -> float:
@@ -39,7 +45,14 @@ class BackoffTable(Generic[K]):
         """Reads the whole table; the caller decides how often."""
         limit = now - self._slack_s
         for entry in [entry for entry, end in self._ends.items() if end <= limit]:
-            del self._ends[entry]
+            self._forget(entry)
 
     def __len__(self) -> int:
         return len(self._ends)
+
+    def _forget(self, entry: tuple[K, PeerId]) -> None:
+        del self._ends[entry]
+        key, _ = entry
+        self.counts[key] -= 1
+        if not self.counts[key]:
+            del self.counts[key]

@@ -72,21 +72,24 @@ class Connection(Generic[K]):
         self._stream = stream
         self._queue_frames = queue_frames
         self._queue_size = queue_size
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, Callable[[], None] | None]] = deque()
         self._queued_size = 0
         self._changed = trio.Event()  # set, and replaced, whenever the queue or `_closed` changes
         self._closed = False
         self._buffer = bytearray()
 
-    def offer(self, frame: Frame[K]) -> bool:
-        """Queue `frame` if there is room, else drop and count it. Returns whether it was queued. Never waits."""
+    def offer(self, frame: Frame[K], on_write: Callable[[], None] | None = None) -> bool:
+        """Queue `frame` if there is room, else drop and count it. Returns whether it was queued. Never waits.
+
+        `on_write` is called when its bytes are about to be written, just before the system call; never, if they are not.
+        """
         packed = pack(frame, self.codec)
         if self._closed:
             raise BusClosedError(f"the bus connection to {self.peer.who} is closed")
         if not self._has_room(len(packed)):
             self.dropped += 1
             return False
-        self._append(packed)
+        self._append(packed, on_write)
         return True
 
     async def send(self, frame: Frame[K]) -> None:
@@ -152,18 +155,21 @@ class Connection(Generic[K]):
             return True
         return len(self._queue) < self._queue_frames and self._queued_size + size <= self._queue_size
 
-    def _append(self, packed: bytes) -> None:
-        self._queue.append(packed)
+    def _append(self, packed: bytes, on_write: Callable[[], None] | None = None) -> None:
+        self._queue.append((packed, on_write))
         self._queued_size += len(packed)
         self._wake()
 
     def _take_batch(self) -> bytes:
         # Many frames are small: one system call for all that is waiting, up to a socket buffer's worth.
-        batch = [self._queue.popleft()]
-        size = len(batch[0])
-        while self._queue and size + len(self._queue[0]) <= _READ_SIZE:
-            batch.append(self._queue.popleft())
-            size += len(batch[-1])
+        batch: list[bytes] = []
+        size = 0
+        while self._queue and (not batch or size + len(self._queue[0][0]) <= _READ_SIZE):
+            packed, on_write = self._queue.popleft()
+            batch.append(packed)
+            size += len(packed)
+            if on_write is not None:
+                on_write()
         self.sent += len(batch)
         self._queued_size -= size
         self._wake()

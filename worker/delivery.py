@@ -18,16 +18,15 @@ from worker.messages import Message, MessageId, PeerId
 from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerTable
-from worker.seen import SeenCache
+from worker.seen import Seen
 from worker.stats import RouterStats
 from worker.topics import K, Topics
 
 
 @dataclass(slots=True)
-class _Pending(Generic[K]):
-    """A message at validation."""
+class _Pending:
+    """A message at validation. It keeps no key: by the time of the verdict the topic may have been left, and joined again."""
 
-    key: K
     message: Message
     senders: list[PeerId]  # everyone who sent it so far, first come first
     since_s: float
@@ -45,6 +44,7 @@ class Delivery(Generic[K]):
         is_authentic: Callable[[Message], bool],
         self_id: PeerId,
         stats: RouterStats,
+        seen: Seen,
     ) -> None:
         self._topics = topics
         self._peers = peers
@@ -55,16 +55,16 @@ class Delivery(Generic[K]):
         self._is_authentic = is_authentic
         self._self_id = self_id
         self._stats = stats
-        self._pending: dict[MessageId, _Pending[K]] = {}  # oldest first
+        self._pending: dict[MessageId, _Pending] = {}  # oldest first
         self._pending_size = 0  # bytes of data
-        self.seen = SeenCache(params.seen_ttl_s, params.max_seen_count)
+        self.seen = seen
 
     def receive(self, peer: PeerId, message: Message, now: float, outbox: Outbox) -> None:
         """A message that nobody has validated yet."""
         received = self._identify(peer, message, now, outbox)
         if received is None:
             return
-        message_id, key = received
+        message_id, _ = received
         if not self._vouched(message):
             outbox.misbehaved(peer, Misbehaviour.FORGED_MESSAGE)
             return
@@ -72,7 +72,7 @@ class Delivery(Generic[K]):
             self._stats.overflowed += 1
             return
         self.seen.add(message_id, now)
-        self._pending[message_id] = _Pending(key, message, [peer], now)
+        self._pending[message_id] = _Pending(message, [peer], now)
         self._pending_size += len(message.data)
         self._stats.validating += 1
         outbox.effect(Validate(peer, message_id, message))
@@ -82,11 +82,13 @@ class Delivery(Generic[K]):
             return
         pending = self._take_pending(message_id)
         if verdict is Verdict.ACCEPT:
-            self._accept(message_id, pending.message, pending.key, pending.senders, outbox)
+            self._accept(message_id, pending.message, self._topics.lookup(pending.message.topic), pending.senders, outbox)
         elif verdict is Verdict.IGNORE:
             self._stats.ignored += 1
+            self.seen.settle(message_id)
         else:
             self._stats.rejected += 1
+            self.seen.settle(message_id)
             for sender in pending.senders:
                 outbox.misbehaved(sender, Misbehaviour.INVALID_MESSAGE)
 
@@ -102,17 +104,19 @@ class Delivery(Generic[K]):
         message_id = self._message_id(message)
         if not message_id:
             raise ValueError("message_id gave an empty id; nothing was published")
-        key = self._peers.own(message.topic)
-        if not self.seen.add(message_id, now):
-            self._stats.duplicates += 1
-            return
-        self._mcache.put(message_id, message, key)
-        self._stats.published += 1
-        if key in self._mesh.mesh:
-            outbox.effect(Deliver(None, message_id, message))
-        flood = self._params.flood_publish
-        linked = self._peers.meshable(key) if flood else sorted(self._mesh.publish_peers(key, now))
-        self._send(message, key, linked, (), outbox)
+        with self._peers.own(message.topic) as key:
+            if not self.seen.add(message_id, now):
+                self._stats.duplicates += 1
+                return
+            self._mcache.put(message_id, message, key)
+            self._stats.published += 1
+            if key in self._mesh.mesh:
+                outbox.effect(Deliver(None, message_id, message))
+            flood = self._params.flood_publish
+            linked = self._peers.meshable(key) if flood else sorted(self._mesh.publish_peers(key, now))
+            self._send(message, key, linked, (), outbox)
+        # Killed from here on, this host has told nobody of it: then nobody can bring it back either.
+        self.seen.settle(message_id)
 
     def forget_old(self, now: float) -> None:
         """Seen ids at the end of their ttl, and messages whose verdict has not come for as long."""
@@ -124,7 +128,7 @@ class Delivery(Generic[K]):
             self._take_pending(oldest)
             self._stats.ignored += 1
 
-    def has_seen(self, message_id: MessageId, now: float) -> bool:
+    def has_received(self, message_id: MessageId, now: float) -> bool:
         return message_id in self._pending or self.seen.has(message_id, now)
 
     @property
@@ -154,7 +158,8 @@ class Delivery(Generic[K]):
         pending = self._pending.get(message_id)
         if pending is not None and peer not in pending.senders:
             pending.senders.append(peer)
-        if self.has_seen(message_id, now):
+        # What comes again comes again soon, mostly to the same process. Before the signature is verified: that is the dear part.
+        if self.has_received(message_id, now) or self.seen.is_settled(message_id):
             self._stats.duplicates += 1
             return None
         return message_id, key
@@ -166,7 +171,7 @@ class Delivery(Generic[K]):
         # A message larger than the bound is let in when it is alone, or no peer could ever bring it.
         return not self._pending or self._pending_size + len(message.data) <= params.max_pending_validation_size
 
-    def _take_pending(self, message_id: MessageId) -> _Pending[K]:
+    def _take_pending(self, message_id: MessageId) -> _Pending:
         pending = self._pending.pop(message_id)
         self._pending_size -= len(pending.message.data)
         return pending
@@ -178,10 +183,10 @@ class Delivery(Generic[K]):
             return False
 
     def _accept(
-        self, message_id: MessageId, message: Message, key: K, senders: Collection[PeerId], outbox: Outbox
+        self, message_id: MessageId, message: Message, key: K | None, senders: Collection[PeerId], outbox: Outbox
     ) -> None:
-        members = self._mesh.mesh.get(key)
-        if members is None:  # left while the message was at validation
+        members = None if key is None else self._mesh.mesh.get(key)
+        if key is None or members is None:  # left while the message was at validation
             self._stats.unjoined += 1
             return
         self._stats.accepted += 1

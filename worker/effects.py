@@ -61,7 +61,8 @@ class Validate:
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Give an accepted message to the local application; `received_from` is None for what this host published."""
+    """Give an accepted message to the local application, and call `Router.settle(message_id)` just before it is out of this
+    process's hands. `received_from` is None for what this host published, which is settled."""
 
     received_from: PeerId | None
     message_id: MessageId

@@ -14,6 +14,8 @@ import trio
 from worker.bus import check_directory
 from worker.errors import BusError
 from worker.frames import NAMES, REFS, Codec
+from worker.params import GossipSubParams
+from worker.seen import SeenCache, SharedSeen
 from worker.topics import BytesTopics, PoolTopics, Topics
 
 if TYPE_CHECKING:
@@ -21,14 +23,19 @@ if TYPE_CHECKING:
 
 INFO_FILE: Final = "fleet.json"
 FLUSH_INTERVAL_S: Final = 1.0
+SEEN_CACHE_SIZE: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
 class FleetInfo:
-    """What an application needs to reach a fleet; lies in the fleet's directory. `pool` is None with interning off."""
+    """What an application needs to reach a fleet; lies in the fleet's directory.
+
+    `pool` names topics and is None with interning off; `seen_pool` is of message ids, and None where each shard has its own.
+    """
 
     shard_count: int
     pool: str | None
+    seen_pool: str | None = None
 
     def write(self, directory: Path) -> None:
         (directory / INFO_FILE).write_text(json.dumps(asdict(self)))
@@ -96,6 +103,20 @@ def naming(info: FleetInfo) -> Iterator[Naming]:
 
     with Pool.attach(info.pool) as pool:
         yield Naming(PoolTopics(pool), REFS, pool)
+
+
+@contextmanager
+def shared_seen(info: FleetInfo) -> Iterator[SharedSeen | None]:
+    """What the fleet's shards have seen together, attached for the block; None where each has its own."""
+    if info.seen_pool is None:
+        yield None
+        return
+    from shmpool import Pool
+
+    params = GossipSubParams()
+    # Next to no private cache: an id is put in once and looked up when it is new.
+    with Pool.attach(info.seen_pool, cache_size=SEEN_CACHE_SIZE) as pool:
+        yield SharedSeen(SeenCache(params.seen_ttl_s, params.max_seen_count), pool)
 
 
 def socket_path(directory: Path, index: int) -> Path:

@@ -17,7 +17,7 @@ from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerTable
 from worker.selection import select_peers
-from worker.topics import K, Topics
+from worker.topics import HeldDict, K, Topics
 
 
 class Gossip(Generic[K]):
@@ -26,22 +26,33 @@ class Gossip(Generic[K]):
         self._peers = peers
         self._params = params
         self._rng = rng
-        self.mcache: MessageCache[K] = MessageCache(params.mcache_len, params.mcache_gossip, params.max_mcache_size)
+        self.mcache: MessageCache[K] = MessageCache(
+            params.mcache_len, params.mcache_gossip, params.max_mcache_size, lambda: HeldDict(topics)
+        )
 
     def handle_ihave(
-        self, peer: PeerId, ihaves: Iterable[ControlIHave], has_seen: Callable[[MessageId], bool], outbox: Outbox
+        self,
+        peer: PeerId,
+        ihaves: Iterable[ControlIHave],
+        has_received: Callable[[MessageId], bool],
+        is_settled: Callable[[MessageId], bool],
+        outbox: Outbox,
     ) -> None:
-        """The IHAVEs of one RPC, on joined topics: asks for what is new, as far as this heartbeat's caps allow."""
+        """The IHAVEs of one RPC, on joined topics: asks for what is new, as far as this heartbeat's caps allow.
+
+        `is_settled`, which can cost a lookup in shared memory, is asked of no more ids than the caps allow to ask for.
+        """
         record = self._peers.peers[peer]
         record.ihave_count += 1
         if record.ihave_count > self._params.max_ihave_messages:
             outbox.misbehaved(peer, Misbehaviour.IHAVE_FLOOD)
             return
-        wanted = list(dict.fromkeys(id_ for ihave in ihaves for id_ in ihave.message_ids if not has_seen(id_)))
+        wanted = list(dict.fromkeys(id_ for ihave in ihaves for id_ in ihave.message_ids if not has_received(id_)))
         allowed = self._params.max_ihave_length - record.iasked_count
         if len(wanted) > allowed:
             outbox.misbehaved(peer, Misbehaviour.IHAVE_FLOOD)
             wanted = self._rng.sample(wanted, allowed)  # at random, so that nobody can steer which ones
+        wanted = [id_ for id_ in wanted if not is_settled(id_)]
         if wanted:
             record.iasked_count += len(wanted)
             outbox.iwant(peer, wanted)

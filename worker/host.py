@@ -62,6 +62,7 @@ from worker.messages import (
 )
 from worker.params import GossipSubParams
 from worker.router import Router, from_and_seqno
+from worker.seen import Seen
 from worker.topics import K, Topics
 
 log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ STREAM_ENDS: Final = (BaseLibp2pError, OSError, trio.BrokenResourceError, trio.C
 
 _PLAIN_ADDRESS: Final = re.compile(r"/ip[46]/[0-9A-Fa-f.:]+/tcp/\d+")
 
-MessageHandler: TypeAlias = Callable[[Message], None]
+MessageHandler: TypeAlias = Callable[[Message, MessageId], None]
 Validator: TypeAlias = Callable[[PeerId, Message], Verdict]
 
 
@@ -90,6 +91,7 @@ class HostStats:
     """Counts since this host started; `dropped` are messages (not RPCs) that found a peer's queue full or gone."""
 
     published: int = 0
+    verified: int = 0  # signatures of peers' messages that were checked
     delivered: int = 0
     sent: int = 0
     dropped: int = 0
@@ -112,11 +114,13 @@ class Host(Generic[K]):
         message_id: Callable[[Message], MessageId] = from_and_seqno,
         validate: Validator = lambda _peer, _message: Verdict.ACCEPT,
         rng: Random | None = None,
+        seen: Seen | None = None,
     ) -> None:
         """`secret` is the 32 bytes of a secp256k1 private key: the peer id follows from it.
 
-        `on_message` hears accepted messages of other peers on joined topics, `on_peer` each peer that connects;
-        `validate` judges what is well signed.
+        `on_message` hears accepted messages of other peers on joined topics, each with its id, for which it is to call
+        `settle` (see `worker.seen`; `seen` is by default this host's own, which needs none). `on_peer` hears each peer that
+        connects; `validate` judges what is well signed.
         """
         self.stats = HostStats()
         self._key = create_new_key_pair(secret)
@@ -131,9 +135,10 @@ class Host(Generic[K]):
             rng=rng or Random(),
             params=self._params,
             message_id=message_id,
-            is_authentic=_is_signed,
+            is_authentic=self._verify,
             self_id=self._host.get_id().to_bytes(),
             announce=False,  # Pubsub announces
+            seen=seen,
         )
         self._pubsub = _Pubsub(self._host, _RouterBinding(self), max_inbound_rpc_size=MAX_RPC_SIZE)
         # Time, not a random start: a restarted peer with the same key must not repeat a (from, seqno) that others have
@@ -178,8 +183,9 @@ class Host(Generic[K]):
 
     async def join(self, topic: bytes) -> None:
         """Subscribe to `topic`. Raises as the pool does, and `ValueError` for a name that is not UTF-8 or over-long."""
-        self.router.own(topic)  # raises now, if at all: Pubsub tells its peers before it asks its router
-        await self._pubsub.subscribe(_text(topic))
+        name = _text(topic)
+        with self.router.owning(topic):  # raises now, if at all: Pubsub tells its peers before it asks its router
+            await self._pubsub.subscribe(name)
 
     async def leave(self, topic: bytes) -> None:
         await self._pubsub.unsubscribe(_text(topic))
@@ -194,6 +200,10 @@ class Host(Generic[K]):
         message = self._signed(_text(topic), data)
         self.stats.published += 1
         return self.apply(self.router.publish(message))
+
+    def settle(self, message_id: MessageId) -> None:
+        """As `Router.settle`."""
+        self.router.settle(message_id)
 
     async def dial(self, addresses: Sequence[str]) -> None:
         """Connect to one peer at any of its multiaddrs, unless connected. Raises `HostError`."""
@@ -235,10 +245,10 @@ class Host(Generic[K]):
                     queued += self._send(peer, rpc)
                 case Validate(received_from, message_id, message):
                     queued += self.apply(self.router.validated(message_id, self._validate(received_from, message)))
-                case Deliver(received_from, _, message):
+                case Deliver(received_from, message_id, message):
                     if received_from is not None:
                         self.stats.delivered += 1
-                        self._on_message(message)
+                        self._on_message(message, message_id)
                 case Misbehaved(peer, reason):
                     self.stats.misbehaviour[reason.name] = self.stats.misbehaviour.get(reason.name, 0) + 1
                     self.strike(peer, reason.value)
@@ -297,6 +307,11 @@ class Host(Generic[K]):
             return False
         self.stats.sent += len(rpc.publish)
         return bool(rpc.publish)
+
+    def _verify(self, message: Message) -> bool:
+        # Asked only of what is not a duplicate: see `Delivery.receive`.
+        self.stats.verified += 1
+        return _is_signed(message)
 
     def _signed(self, topic: str, data: bytes) -> Message:
         self._seqno += 1

@@ -8,6 +8,7 @@ exactly one window, and goes when that window is shifted out; or before, oldest 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic
@@ -24,20 +25,30 @@ class _Entry:
 
 
 class MessageCache(Generic[K]):
-    def __init__(self, mcache_len: int, mcache_gossip: int, max_size: int = 64 << 20) -> None:
-        """`max_size` is bytes of data. The newest message is kept, whatever its size."""
+    def __init__(
+        self,
+        mcache_len: int,
+        mcache_gossip: int,
+        max_size: int = 64 << 20,
+        make_window: Callable[[], dict[K, list[MessageId]]] = dict,
+    ) -> None:
+        """`max_size` is bytes of data. The newest message is kept, whatever its size.
+
+        A window's keys are the topics of its messages: as a `HeldDict` it keeps them, so that a topic left and joined again
+        still finds its ids.
+        """
         self.size = 0
         self._max_size = max_size
         self._gossip_count = mcache_gossip
         self._entries: dict[MessageId, _Entry] = {}  # oldest first
         # Newest first. By topic within a window: a heartbeat asks for each topic's ids, and not the others'.
-        self._windows: deque[dict[K, list[MessageId]]] = deque(({} for _ in range(mcache_len)), maxlen=mcache_len)
+        self.windows: deque[dict[K, list[MessageId]]] = deque(make_window() for _ in range(mcache_len))
 
     def put(self, message_id: MessageId, message: Message, key: K) -> None:
         """Add to the current window. An id that is in the cache keeps its message and window."""
         if message_id in self._entries:
             return
-        window_ids = self._windows[0].setdefault(key, [])
+        window_ids = self.windows[0].setdefault(key, [])
         window_ids.append(message_id)
         self._entries[message_id] = _Entry(message, window_ids)
         self.size += len(message.data)
@@ -61,14 +72,16 @@ class MessageCache(Generic[K]):
 
     def get_gossip_ids(self, key: K) -> list[MessageId]:
         """Ids of a topic in the `mcache_gossip` newest windows, newest window first."""
-        return [id_ for window in islice(self._windows, self._gossip_count) for id_ in window.get(key, ())]
+        return [id_ for window in islice(self.windows, self._gossip_count) for id_ in window.get(key, ())]
 
     def shift(self) -> None:
         """Open a new window; the oldest goes with its messages."""
-        for ids in self._windows.pop().values():
+        window = self.windows.pop()
+        for ids in window.values():
             for message_id in ids:
                 self._forget(message_id)
-        self._windows.appendleft({})
+        window.clear()
+        self.windows.appendleft(window)
 
     def __len__(self) -> int:
         return len(self._entries)

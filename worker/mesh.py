@@ -1,7 +1,7 @@
 """The full-message half of the protocol: which peers are linked with us in which topic.
 
 Guarantees: a topic is in `mesh` exactly while it is joined, and then not in `fanout`; members of either are connected,
-meshable and subscribed; whoever we prune or who prunes us is in backoff.
+meshable and subscribed; whoever we prune or who prunes us is in backoff. Each of these tables holds its own keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerKind, PeerTable
 from worker.selection import select_peers, select_survivors
-from worker.topics import K, Topics
+from worker.topics import HeldDict, K, Topics
 
 
 @dataclass(slots=True)
@@ -35,14 +35,17 @@ class Mesh(Generic[K]):
         self._params = params
         self._rng = rng
         # The other side clears its entry at a heartbeat of its own: two intervals cover both clocks' offsets.
-        self.backoff: BackoffTable[K] = BackoffTable(params.max_backoff_count, slack_s=2 * params.heartbeat_interval_s)
-        self.mesh: dict[K, set[PeerId]] = {}
-        self.fanout: dict[K, Fanout] = {}
+        self.backoff: BackoffTable[K] = BackoffTable(
+            params.max_backoff_count, slack_s=2 * params.heartbeat_interval_s, counts=HeldDict(topics)
+        )
+        self.mesh: HeldDict[K, set[PeerId]] = HeldDict(topics)
+        self.fanout: HeldDict[K, Fanout] = HeldDict(topics)
 
     def join(self, key: K, topic: bytes, now: float, outbox: Outbox) -> None:
         """JOIN: the fanout's peers first, then others up to D."""
-        members = self.mesh[key] = set()
-        fanout = self.fanout.pop(key, None)
+        members: set[PeerId] = set()
+        self.mesh[key] = members
+        fanout: Fanout | None = self.fanout.pop(key)
         eligible = self._graftable(key, now, members)
         first = select_peers(fanout.peers.intersection(eligible), self._params.D, self._rng) if fanout else []
         rest = select_peers(set(eligible).difference(first), self._params.D - len(first), self._rng)
@@ -100,7 +103,8 @@ class Mesh(Generic[K]):
             chosen = set(select_peers(self._peers.meshable(key), self._params.D, self._rng))
             if not chosen:
                 return chosen
-            fanout = self.fanout[key] = Fanout(chosen, now)
+            fanout = Fanout(chosen, now)
+            self.fanout[key] = fanout
         fanout.last_published_s = now
         return fanout.peers
 
@@ -116,12 +120,15 @@ class Mesh(Generic[K]):
         for key, fanout in self.fanout.items():
             yield key, fanout.peers
 
-    def say_link(self, peer: PeerId, key: K, topic: bytes, now: float, outbox: Outbox) -> None:
-        """Tell a connected peer how it stands with us in a topic, whatever it was told before."""
-        if peer in self.mesh.get(key, ()):
+    def say_link(self, peer: PeerId, key: K | None, topic: bytes, now: float, outbox: Outbox) -> None:
+        """Tell a connected peer how it stands with us in a topic, whatever it was told before.
+
+        Also of a topic whose key has gone since: nobody is linked there, and the peer may still think it is.
+        """
+        if key is not None and peer in self.mesh.get(key, ()):
             outbox.link(peer, ControlGraft(topic))
         else:
-            remaining_s = self.backoff.remaining_s(key, peer, now)
+            remaining_s = 0.0 if key is None else self.backoff.remaining_s(key, peer, now)
             outbox.link(peer, ControlPrune(topic, self._stated_backoff(peer, remaining_s)))
 
     def _maintain_mesh(self, key: K, members: set[PeerId], now: float, outbox: Outbox) -> None:

@@ -8,6 +8,8 @@
 Guarantees:
 - A subscription lasts until `unsubscribe` or the end of the block: after a shard was restarted it is made again.
 - `publish` returns once the owner's router has taken the message, and raises `ShardLostError` if it is not known to have.
+- Every key that a shard is sent is held here until it has answered, also when nobody waits for the answer any more: by then
+  the shard holds what it keeps. So no request can reach a live shard with a ref that has gone.
 - Nothing is dropped silently: a message that finds the inbox full is counted in `dropped` and logged. (Reading must not
   stop instead: the answers to this node's own requests come the same way.)
 - Messages of one topic come in the order in which its shard delivered them. Those of a shard's restart are lost to this
@@ -31,7 +33,8 @@ from worker.bus import Connection, Greeting, connect
 from worker.errors import BusClosedError, BusError, BusProtocolError, NodeError, RequestRefusedError, ShardLostError
 from worker.fleet import FleetInfo, Naming, naming, socket_path
 from worker.frames import Frame, Kind
-from worker.ownership import Ownership
+from worker.ownership import Ownership, owner_of
+from worker.topics import HeldDict, Topics, interned
 
 if TYPE_CHECKING:
     from shmpool import Pool
@@ -44,7 +47,10 @@ PUBLISH_DEADLINE_S: Final = 30.0
 
 
 class Message(NamedTuple):
-    """What was heard. `ref` is the topic's `TopicRef`, the same in every process of the host; None with interning off."""
+    """What was heard. `ref` is the topic's `TopicRef`, the same in every process of the host; None with interning off.
+
+    It is good for as long as this node subscribes to the topic.
+    """
 
     topic: bytes
     data: bytes
@@ -61,7 +67,7 @@ class Node:
         self._names = names
         self._ownership = Ownership(info.shard_count, names.topics.resolve)
         self._links = [_Link(self, index, names) for index in range(info.shard_count)]
-        self._subscribed: dict[Any, None] = {}
+        self._subscribed: HeldDict[Any, None] = HeldDict(names.topics)
         self._send_inbox, self._inbox = trio.open_memory_channel[Message](inbox_messages)
 
     async def subscribe(self, topic: bytes) -> None:
@@ -69,38 +75,39 @@ class Node:
 
         While the owner is being restarted this waits: the subscription is made when it is back.
         """
-        key = self._names.topics.intern(topic)
-        self._subscribed[key] = None
-        try:
-            while True:
-                try:
-                    await self._link(key).ask(Kind.SUBSCRIBE, key)
-                except ShardLostError:
-                    continue
-                return
-        except RequestRefusedError:
-            self._subscribed.pop(key, None)
-            raise
+        with interned(self._names.topics, topic) as key:
+            self._subscribed[key] = None
+            try:
+                while True:
+                    try:
+                        await self._link(key).ask(Kind.SUBSCRIBE, key)
+                    except ShardLostError:
+                        continue
+                    return
+            except RequestRefusedError:
+                self._subscribed.pop(key)
+                raise
 
     async def unsubscribe(self, topic: bytes) -> None:
         """Hear `topic` no longer; messages already in the inbox stay. Nothing happens if it was not subscribed."""
         key = self._names.topics.lookup(topic)
-        if key is not None and self._subscribed.pop(key, self) is None:
-            await self._link(key).ask(Kind.UNSUBSCRIBE, key)
+        if key is not None and key in self._subscribed:
+            with interned(self._names.topics, topic):
+                del self._subscribed[key]
+                await self._link(key).ask(Kind.UNSUBSCRIBE, key)
 
     async def publish(self, topic: bytes, data: bytes) -> int:
         """Send `data` to `topic`'s peers and this host's other applications. Returns for how many peers it was queued.
 
         Raises `RequestRefusedError` (too long, not UTF-8), `ShardLostError`, and as the pool does for a new topic.
         """
-        key = self._names.topics.intern(topic)
-        with trio.move_on_after(PUBLISH_DEADLINE_S):
+        with interned(self._names.topics, topic) as key, trio.move_on_after(PUBLISH_DEADLINE_S):
             return int.from_bytes(await self._link(key).ask(Kind.PUBLISH, key, data), "big")
-        raise ShardLostError(f"shard {self._ownership.owner(key)} did not answer within {PUBLISH_DEADLINE_S:g} s")
+        raise ShardLostError(f"shard {self.owner(topic)} did not answer within {PUBLISH_DEADLINE_S:g} s")
 
     def owner(self, topic: bytes) -> int:
-        """The index of the shard that owns `topic`. Interns it."""
-        return self._ownership.owner(self._names.topics.intern(topic))
+        """The index of the shard that owns `topic`."""
+        return owner_of(topic, self.info.shard_count)
 
     @property
     def pool(self) -> Pool | None:
@@ -136,6 +143,9 @@ class Node:
     def subscriptions(self, shard: int) -> list[Any]:
         """Keys of the subscribed topics that `shard` owns."""
         return [key for key in self._subscribed if self._ownership.owner(key) == shard]
+
+    def is_subscribed(self, key: Any) -> bool:
+        return key in self._subscribed
 
     def hear(self, frame: Frame[Any]) -> None:
         """A MESSAGE frame arrived."""
@@ -175,6 +185,7 @@ class _Link:
 
     def __init__(self, node: Node, index: int, names: Naming) -> None:
         self._node = node
+        self._topics = names.topics
         self._codec = names.codec
         self._index = index
         self._connection: Connection[Any] | None = None
@@ -209,6 +220,8 @@ class _Link:
     async def _subscribe_again(self, connection: Connection[Any]) -> None:
         """Make the subscriptions of before, then let requests through."""
         for key in self._node.subscriptions(self._index):
+            if not self._node.is_subscribed(key):
+                continue  # no longer, since the one before it was asked for; its key may have gone with it
             try:
                 await self._request(connection, Kind.SUBSCRIBE, key)
             except NodeError as error:
@@ -229,10 +242,13 @@ class _Link:
             log.warning("the connection to shard %d is made again: %s", self._index, error)
 
     async def _request(self, connection: Connection[Any], kind: Kind, key: Any, payload: bytes = b"") -> bytes:
-        request = _Request()
+        request = _Request(self._topics, None if kind is Kind.REPORT else key)
         try:
             await connection.send(Frame(kind, key, payload))
-        except BusClosedError:
+        except BaseException as error:
+            request.answer(None)
+            if not isinstance(error, BusClosedError):
+                raise
             # Who asks again at once must not keep the reading task from noticing the end, and from connecting again.
             await trio.lowlevel.checkpoint()
             raise ShardLostError(f"shard {self._index} went away") from None
@@ -253,16 +269,26 @@ class _Link:
 
 
 class _Request:
-    """One request's answer, when it comes. If the asking task was cancelled, the answer goes nowhere, in its turn."""
+    """One request's answer, when it comes. If the asking task was cancelled, the answer goes nowhere, in its turn.
 
-    def __init__(self) -> None:
+    Holds the key that it is about until then: the frame may still be on its way when the asking task is gone.
+    """
+
+    def __init__(self, topics: Topics[Any], key: Any) -> None:
+        """`key` is None for a request about no topic."""
+        self._topics = topics
+        self._key = key
         self._answered = trio.Event()
         self._frame: Frame[Any] | None = None
+        if key is not None:
+            topics.hold(key)
 
     def answer(self, frame: Frame[Any] | None) -> None:
-        """None: there will be none."""
+        """Once. None: there will be none."""
         self._frame = frame
         self._answered.set()
+        if self._key is not None:
+            self._topics.release(self._key)
 
     async def answered(self) -> Frame[Any] | None:
         await self._answered.wait()

@@ -17,13 +17,15 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K")
 
+MAX_REMEMBERED = 65_536
 MAX_SHARD_COUNT = 1024  # far above any host's cores; bounds the loop below against a mistyped number
 
 
 class Ownership(Generic[K]):
     """The owner of each key of one router, computed once per key and remembered.
 
-    The memory is one small integer for each topic this host cares about: strangers' topics are never keys.
+    Remembered keys are not held: one that has gone never comes back as another topic's, so what is remembered of it is of no
+    use and does no harm. That table is bounded: at `MAX_REMEMBERED` the owner computed longest ago goes.
     """
 
     def __init__(self, shard_count: int, resolve: Callable[[K], bytes]) -> None:
@@ -34,10 +36,13 @@ class Ownership(Generic[K]):
         self._owners: dict[K, int] = {}
 
     def owner(self, key: K) -> int:
-        """The index (0 to `shard_count` - 1) of the shard that owns the topic `key` stands for."""
+        """The index (0 to `shard_count` - 1) of the shard that owns the topic `key` stands for. The caller holds the key."""
         owner = self._owners.get(key)
         if owner is None:
-            owner = self._owners[key] = owner_of(self._resolve(key), self.shard_count)
+            owner = owner_of(self._resolve(key), self.shard_count)
+            if len(self._owners) >= MAX_REMEMBERED:
+                del self._owners[next(iter(self._owners))]
+            self._owners[key] = owner
         return owner
 
 

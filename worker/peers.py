@@ -3,18 +3,21 @@
 A peer announces a subscription once per connection. One for a topic that this host does not care about is neither
 interned nor forgotten: it waits as bytes until `own` gives the topic a key, so that a late join finds its peers. Both
 kinds share one bound per peer: how much a peer may subscribe to does not depend on what other processes interned.
+
+The key of a topic that peers subscribe to is held once, however many they are, until the last of them has gone.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic
 
 from worker.messages import PeerId
 from worker.params import GossipSubParams
-from worker.topics import K, Topics
+from worker.topics import HeldDict, K, Topics, interned
 
 _NOBODY: frozenset[PeerId] = frozenset()
 
@@ -61,7 +64,7 @@ class PeerTable(Generic[K]):
         self._params = params
         self.explicit_peers = frozenset(explicit_peers)
         self.peers: dict[PeerId, Peer[K]] = {}
-        self.by_topic: dict[K, set[PeerId]] = {}
+        self.by_topic: HeldDict[K, set[PeerId]] = HeldDict(topics)
         self.unknown: dict[bytes, set[PeerId]] = {}
         # Few or none. Asked with every message, so that a message costs its mesh and not its topic's subscribers.
         self._unmeshable: set[PeerId] = set()
@@ -84,41 +87,42 @@ class PeerTable(Generic[K]):
     def subscribe(self, peer: PeerId, topic: bytes) -> bool:
         """False, and nothing changed, if the connected peer has as many subscriptions as it may."""
         record = self.peers[peer]
-        key = self._topics.lookup(topic)
-        if key is not None:
-            self._promote(topic, key)
-        if (topic in record.unknown_topics) if key is None else (key in record.topics):
-            return True
-        if record.subscription_count >= self._params.max_subscriptions_per_peer:
-            return False
-        if key is None:
-            record.unknown_topics.add(topic)
-            self.unknown.setdefault(topic, set()).add(peer)
-        else:
-            record.topics.add(key)
-            self.by_topic.setdefault(key, set()).add(peer)
+        with self._known(topic) as key:
+            if (topic in record.unknown_topics) if key is None else (key in record.topics):
+                return True
+            if record.subscription_count >= self._params.max_subscriptions_per_peer:
+                return False
+            if key is None:
+                record.unknown_topics.add(topic)
+                self.unknown.setdefault(topic, set()).add(peer)
+            else:
+                record.topics.add(key)
+                self.by_topic.setdefault(key, set()).add(peer)
         return True
 
     def unsubscribe(self, peer: PeerId, topic: bytes) -> K | None:
         """The topic's key, if it has one."""
         record = self.peers[peer]
         key = self._topics.lookup(topic)
-        if key is None:
+        if topic in record.unknown_topics:
             record.unknown_topics.discard(topic)
             _discard(self.unknown, topic, peer)
-        else:
-            self._promote(topic, key)
+        elif key is not None:
             record.topics.discard(key)
             _discard(self.by_topic, key, peer)
         return key
 
-    def own(self, topic: bytes) -> K:
-        """Key of a topic that this host itself cares about. Raises as interning does, or `ValueError`, first."""
+    @contextmanager
+    def own(self, topic: bytes) -> Iterator[K]:
+        """Key of a topic that this host itself cares about, held for the block.
+
+        Raises as interning does, or `ValueError`, before anything has changed.
+        """
         if len(topic) > self._params.max_topic_size:
             raise ValueError(f"topic of {len(topic)} bytes: max_topic_size is {self._params.max_topic_size}")
-        key = self._topics.intern(topic)
-        self._promote(topic, key)
-        return key
+        with interned(self._topics, topic) as key:
+            self._promote(topic, key)
+            yield key
 
     def subscribers(self, topic: bytes) -> list[PeerId]:
         """Sorted, whether or not the topic has a key."""
@@ -136,16 +140,29 @@ class PeerTable(Generic[K]):
         """Sorted subscribers that get every message directly: `peers.floodsub[topic]` and explicit peers."""
         return sorted(self.by_topic.get(key, _NOBODY) & self._unmeshable)
 
+    @contextmanager
+    def _known(self, topic: bytes) -> Iterator[K | None]:
+        """Key of a topic that somebody on this host cares about, held for the block; whoever waited for it has moved there."""
+        key = self._topics.hold_known(topic)
+        if key is None:
+            yield None
+            return
+        try:
+            self._promote(topic, key)
+            yield key
+        finally:
+            self._topics.release(key)
+
     def _promote(self, topic: bytes, key: K) -> None:
         """The topic has a key now: whoever waited for it under its bytes moves there."""
-        waiting = self.unknown.pop(topic, None)
-        if waiting is None:
+        if topic not in self.unknown:
             return
-        for peer in waiting:
+        members = self.by_topic.setdefault(key, set())
+        for peer in self.unknown.pop(topic):
             record = self.peers[peer]
             record.unknown_topics.discard(topic)
             record.topics.add(key)
-        self.by_topic.setdefault(key, set()).update(waiting)
+            members.add(peer)
 
 
 def _discard(table: dict[K, set[PeerId]], key: K, peer: PeerId) -> None:

@@ -4,6 +4,8 @@ Invariants, after every call:
 - every member of a mesh or fanout is a connected gossipsub peer, subscribed to the topic, and not explicit;
 - a topic that only strangers name has no key: it is never interned, and waits as bytes until this host cares;
 - tables that a peer can fill are bounded by `GossipSubParams`, and no input of a peer raises;
+- each table holds the key of each of its entries once (`holds` tells which): what nobody joins, no peer subscribes to, no
+  fanout, backoff or recent message is about is not held;
 - the same events, clock and RNG give the same effects, whatever the key type and PYTHONHASHSEED.
 
 Left out: peer exchange (PRUNE carries and reads no peers), score, opportunistic grafting and IWANT promises.
@@ -12,7 +14,9 @@ Sources: libp2p/specs pubsub/gossipsub/gossipsub-v1.0.md and gossipsub-v1.1.md.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from random import Random
 from typing import Generic
@@ -36,6 +40,7 @@ from worker.messages import (
 from worker.outbox import Outbox
 from worker.params import GossipSubParams
 from worker.peers import PeerKind, PeerTable, peer_kind
+from worker.seen import Seen, SeenCache
 from worker.soundness import check_state
 from worker.stats import RouterSizes, RouterStats
 from worker.topics import K, Topics
@@ -71,6 +76,7 @@ class Router(Generic[K]):
         self_id: PeerId = b"",
         explicit_peers: Iterable[PeerId] = (),
         announce: bool = True,
+        seen: Seen | None = None,
     ) -> None:
         """`clock` is monotonic seconds. `message_id` is used for everything that is identified, mcache included.
 
@@ -78,7 +84,7 @@ class Router(Generic[K]):
         really of its author may be remembered as seen; a validator's REJECT comes too late for that.
         `announce=False` when a framework around the router (py-libp2p's `Pubsub`) sends SUBSCRIBE and UNSUBSCRIBE.
         `explicit_peers` are v1.1's explicit peering agreements. Messages of peers that claim to be `self_id`'s are
-        dropped.
+        dropped. `seen` remembers message ids; by default it is this router's own.
         """
         self.params = params or GossipSubParams()
         self.stats = RouterStats()
@@ -89,7 +95,8 @@ class Router(Generic[K]):
         self._mesh = Mesh(topics, self._peers, self.params, rng)
         self._gossip = Gossip(topics, self._peers, self.params, rng)
         self._delivery = Delivery(
-            topics, self._peers, self._mesh, self._gossip.mcache, self.params, message_id, is_authentic, self_id, self.stats
+            topics, self._peers, self._mesh, self._gossip.mcache, self.params, message_id, is_authentic, self_id, self.stats,
+            SeenCache(self.params.seen_ttl_s, self.params.max_seen_count) if seen is None else seen,  # an empty one is falsy
         )
         self._unsaid: dict[PeerId, _Unsaid] = {}
         self._tick = 0
@@ -172,6 +179,10 @@ class Router(Generic[K]):
         self._delivery.forward(received_from, message, self._clock(), outbox)
         return self._effects(outbox)
 
+    def settle(self, message_id: MessageId) -> None:
+        """The message of a `Deliver` is about to leave this process for the application, or nobody wants it (`worker.seen`)."""
+        self._delivery.seen.settle(message_id)
+
     # ---- what this host does
 
     def publish(self, message: Message) -> list[Effect]:
@@ -185,17 +196,18 @@ class Router(Generic[K]):
         self._delivery.publish(message, self._clock(), outbox)
         return self._effects(outbox)
 
-    def own(self, topic: bytes) -> None:
-        """What `join` does first, and all in it that can fail: intern the topic. Raises as `join` does."""
-        self._peers.own(topic)
+    def owning(self, topic: bytes) -> AbstractContextManager[K]:
+        """What `join` does first, and all in it that can fail: intern the topic, and hold it for the block, in which `join`
+        will not fail. Raises as `join` does."""
+        return self._peers.own(topic)
 
     def join(self, topic: bytes) -> list[Effect]:
         """JOIN(topic). Interns the topic: may raise as the pool does, or `ValueError`, before anything has changed."""
-        key = self._peers.own(topic)
         outbox = Outbox()
-        if key not in self._mesh.mesh:
-            self._announce_to_all(SubOpts(subscribe=True, topic=topic), outbox)
-            self._mesh.join(key, topic, self._clock(), outbox)
+        with self._peers.own(topic) as key:
+            if key not in self._mesh.mesh:
+                self._announce_to_all(SubOpts(subscribe=True, topic=topic), outbox)
+                self._mesh.join(key, topic, self._clock(), outbox)
         return self._effects(outbox)
 
     def leave(self, topic: bytes) -> list[Effect]:
@@ -260,6 +272,13 @@ class Router(Generic[K]):
             at_validation_size=self._delivery.pending_size,
         )
 
+    def holds(self) -> Counter[bytes]:
+        """How many of the router's tables have an entry for each topic: as many holds are its own, no more and no fewer."""
+        mesh = self._mesh
+        recent = self._gossip.mcache.windows
+        tables: list[Iterable[K]] = [mesh.mesh, mesh.fanout, mesh.backoff.counts, self._peers.by_topic, *recent]
+        return Counter(self._topics.resolve(key) for table in tables for key in table)
+
     def check(self) -> list[str]:
         """What contradicts the invariants above, empty if nothing. For tests and inspection: reads all state."""
         return check_state(self._topics, self._peers, self._mesh, self.sizes(), self.params)
@@ -279,7 +298,8 @@ class Router(Generic[K]):
     def _handle_control(self, peer: PeerId, control: ControlMessage, now: float, outbox: Outbox) -> None:
         ihaves = [ihave for ihave in control.ihave if self._joined_key(ihave.topic) is not None]
         if ihaves:
-            self._gossip.handle_ihave(peer, ihaves, lambda id_: self._delivery.has_seen(id_, now), outbox)
+            delivery = self._delivery
+            self._gossip.handle_ihave(peer, ihaves, lambda id_: delivery.has_received(id_, now), delivery.seen.is_settled, outbox)
         if control.iwant:
             self._gossip.handle_iwant(peer, control.iwant, outbox)
         for graft in control.graft:
@@ -311,6 +331,4 @@ class Router(Generic[K]):
             for topic in unsaid.announced:
                 outbox.announce(peer, SubOpts(subscribe=self._joined_key(topic) is not None, topic=topic))
             for topic in unsaid.linked:
-                key = self._topics.lookup(topic)
-                if key is not None:
-                    self._mesh.say_link(peer, key, topic, self._clock(), outbox)
+                self._mesh.say_link(peer, self._topics.lookup(topic), topic, self._clock(), outbox)

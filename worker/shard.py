@@ -3,6 +3,7 @@
 Guarantees:
 - A shard serves only topics that it owns; a request for another's is answered with FAILED and the owner's number.
 - A topic is joined while an application that is connected subscribes to it, or if the fleet was configured with it.
+- The key in a request is held by who sent it until the answer has arrived; what outlives the answer is held here by then.
 - What an application does not read in time is dropped for that application only, and counted in its report.
 - Every peer that connects is introduced to the siblings, again every `INTRODUCE_INTERVAL_S`, so that each of them dials
   it: a peer that knows one shard hears all topics, also after a shard was restarted or a dial failed.
@@ -19,6 +20,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, Final, Generic
@@ -28,12 +30,13 @@ import trio
 from shmpool import PoolError
 from worker.bus import Connection, Greeting, Listener, connect
 from worker.errors import BusClosedError, BusError, BusProtocolError, HostError, RequestRefusedError, WorkerError, leaves
-from worker.fleet import INFO_FILE, ShardConfig, naming, socket_path
+from worker.fleet import INFO_FILE, Naming, ShardConfig, naming, shared_seen, socket_path
 from worker.frames import Codec, Frame, Kind
 from worker.host import Host
-from worker.messages import Message, PeerId
+from worker.messages import Message, MessageId, PeerId
 from worker.ownership import Ownership, owner_of
-from worker.topics import K, Topics
+from worker.seen import SharedSeen
+from worker.topics import HeldDict, K, Topics, interned
 
 log = logging.getLogger("worker.shard")  # not __name__: the process runs it as __main__
 
@@ -48,7 +51,9 @@ SUPERVISOR_END_S: Final = 5.0
 class Shard(Generic[K]):
     """The state of one worker process. `running` is its life; everything else are the events in it."""
 
-    def __init__(self, config: ShardConfig, topics: Topics[K], codec: Codec[K], pool: Any) -> None:
+    def __init__(self, config: ShardConfig, names: Naming, seen: SharedSeen | None) -> None:
+        topics: Topics[K] = names.topics
+        codec: Codec[K] = names.codec
         self.config = config
         self.host: Host[K] = Host(
             topics,
@@ -56,18 +61,24 @@ class Shard(Generic[K]):
             on_message=self._deliver,
             on_peer=self._peer_connected,
             rng=Random(config.seed),
+            seen=seen,
         )
         self._topics = topics
         self._codec = codec
-        self._pool = pool
+        self._pool = names.pool
+        self._seen = seen
         self._ownership = Ownership(config.info.shard_count, topics.resolve)
         self._greeting = Greeting(config.info.pool or "", f"shard {config.index}")
         self._directory = Path(config.directory)
         self._listener = Listener(socket_path(self._directory, config.index), codec, self._greeting)
-        self._configured = {topics.intern(topic) for topic in self._own(config.topics)}
-        self._subscribers: dict[K, dict[Connection[K], None]] = {}  # ordered: deliveries are in order of subscription
+        self._configured: HeldDict[K, None] = HeldDict(topics)
+        for topic in self._own(config.topics):
+            with interned(topics, topic) as key:
+                self._configured[key] = None
+        # The inner one is ordered: deliveries are in order of subscription.
+        self._subscribers: HeldDict[K, dict[Connection[K], None]] = HeldDict(topics)
         self._membership = trio.Lock()
-        self._joined: set[K] = set()
+        self._joined: HeldDict[K, None] = HeldDict(topics)
         self._siblings: dict[int, Connection[K]] = {}
         self._dialling: set[tuple[str, ...]] = set()
         self._dropped = 0  # by connections that are closed by now
@@ -114,10 +125,10 @@ class Shard(Generic[K]):
                 try:
                     await self._settle(frame.key)
                 except (PoolError, ValueError):
-                    del self._subscribers[frame.key][connection]
+                    self._unsubscribe(frame.key, connection)
                     raise
             case Kind.UNSUBSCRIBE:
-                self._subscribers.get(frame.key, {}).pop(connection, None)
+                self._unsubscribe(frame.key, connection)
                 await self._settle(frame.key)
             case Kind.PUBLISH:
                 self._check_owned(frame.key)
@@ -132,7 +143,6 @@ class Shard(Generic[K]):
 
     def report(self, topics: list[str]) -> dict[str, Any]:
         """What this shard knows: its counts, the topics it has joined, and its own ref of each of `topics`."""
-        interning = self._pool is not None
         keys = [self._topics.lookup(topic.encode()) for topic in topics]
         return {
             "shard": self.config.index,
@@ -142,24 +152,33 @@ class Shard(Generic[K]):
             "peers": len(self.host.peers),
             "joined": [self._topics.resolve(key).decode() for key in self._joined],
             "meshed": sum(bool(self.host.router.mesh_peers(topic)) for topic in self.host.router.joined()),
-            "refs": keys if interning else None,
-            "pool": dataclasses.asdict(self._pool.stats()) if interning else None,
+            "refs": keys if self._pool is not None else None,
+            "pool": dataclasses.asdict(self._pool.stats()) if self._pool is not None else None,
             "host": dataclasses.asdict(self.host.stats),
             "router": dataclasses.asdict(self.host.router.stats),
+            "seen": None if self._seen is None else {
+                "settled": self._seen.settled_count, "unsettled": self._seen.unsettled_count,
+            },
             "bus": {"dropped": self._dropped + self._open_drops(), "refused": self._listener.refused},
         }
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: Message, message_id: MessageId) -> None:
         key = self._topics.lookup(message.topic)
-        if key is not None:
-            self._hand_out(key, message.data)
+        settle = partial(self.host.settle, message_id)
+        if key is None or not self._hand_out(key, message.data, on_write=settle):
+            settle()  # nobody hears it, or who does has dropped it
 
-    def _hand_out(self, key: K, data: bytes, *, except_to: Connection[K] | None = None) -> None:
+    def _hand_out(
+        self, key: K, data: bytes, *, except_to: Connection[K] | None = None, on_write: Callable[[], None] | None = None
+    ) -> bool:
+        """Whether it is on its way to anybody."""
         frame = Frame(Kind.MESSAGE, key, data)
+        queued = False
         for connection in list(self._subscribers.get(key, ())):
             if connection is not except_to:
                 with contextlib.suppress(BusClosedError):  # its own task is about to forget it
-                    connection.offer(frame)
+                    queued |= connection.offer(frame, on_write)
+        return queued
 
     async def _settle(self, key: K) -> None:
         """Join or leave a topic, whichever its subscribers by now ask for."""
@@ -167,16 +186,21 @@ class Shard(Generic[K]):
             wanted = key in self._configured or bool(self._subscribers.get(key))
             if wanted and key not in self._joined:
                 await self.host.join(self._topics.resolve(key))
-                self._joined.add(key)
+                self._joined[key] = None
             elif not wanted and key in self._joined:
                 await self.host.leave(self._topics.resolve(key))
-                self._joined.discard(key)
-            if not self._subscribers.get(key):
-                self._subscribers.pop(key, None)
+                del self._joined[key]
+
+    def _unsubscribe(self, key: K, connection: Connection[K]) -> None:
+        subscribers = self._subscribers.get(key)
+        if subscribers is not None:
+            subscribers.pop(connection, None)
+            if not subscribers:
+                del self._subscribers[key]
 
     async def _forget(self, connection: Connection[K]) -> None:
         for key in [key for key, subscribers in self._subscribers.items() if connection in subscribers]:
-            del self._subscribers[key][connection]
+            self._unsubscribe(key, connection)
             await self._settle(key)
 
     def _check_owned(self, key: K) -> None:
@@ -281,8 +305,8 @@ async def run_process() -> None:
     lifeline = trio.lowlevel.FdStream(os.dup(sys.stdin.fileno()))
     line, _, rest = (await _read_line(lifeline)).partition(b"\n")
     config = ShardConfig.from_json(line.decode())
-    with naming(config.info) as names:
-        shard: Shard[Any] = Shard(config, names.topics, names.codec, names.pool)
+    with naming(config.info) as names, shared_seen(config.info) as seen:
+        shard: Shard[Any] = Shard(config, names, seen)
 
         def ready() -> None:
             os.write(answer, json.dumps({"addresses": shard.host.addresses}).encode() + b"\n")

@@ -3,6 +3,7 @@
 Guarantees:
 - Shards are separate processes, spawned (never forked): no thread, loop or lock of the supervisor is in them.
 - A shard that dies is started again with its own key and port; the others do not notice but for their bus connection.
+- What a process that was killed held in a pool is given back: at once for a shard, within `REAP_INTERVAL_S` for others.
 - When the block ends, however it ends, every shard has ended, and the pool and the socket directory are gone (the pool
   as soon as applications that are still attached to it have closed it).
 - When the supervisor itself is killed, the shards see the end of their standard input and end as well.
@@ -22,7 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,9 +31,12 @@ from typing import Final
 
 import trio
 
+from shmpool import Policy, Pool, PoolError
 from worker.errors import FleetError
 from worker.fleet import FleetInfo, ShardConfig
 from worker.ownership import MAX_SHARD_COUNT
+from worker.params import GossipSubParams
+from worker.seen import MAX_ID_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,10 @@ LAST_RESTART_S: Final = 5.0
 FAILED_START_LIMIT: Final = 3  # of a shard that has never been ready
 
 LAST_PORT: Final = 65535
+
+REAP_INTERVAL_S: Final = 10.0
+SEEN_STRIPES: Final = 4  # a shard locks one for some 30 us a message: more would stand idle
+SEEN_COUNT: Final = 1 << 17  # ids shared at once: those of 2 minutes at 1,000 messages a second, 16 MB of shared memory
 
 _TCP_PORT: Final = re.compile(r"/tcp/(\d+)")
 _PEER_ADDRESS: Final = re.compile(r"/.+/tcp/\d+/p2p/\w+")
@@ -57,13 +65,19 @@ class FleetOptions:
     peers: tuple[str, ...] = ()
     topics: tuple[str, ...] = ()
     interning: bool = True
-    pool_name: str | None = None  # of the pool to create; by default a new name
+    policy: Policy = field(default_factory=Policy.forever)  # of the pool: when a topic leaves it
+    seen: str = "private"  # or "shared": whether a shard remembers messages that another, or the one before it, has settled
+    pool_name: str | None = None  # of the pool to create, and the start of its seen pool's; by default a new name
     seed: int | None = None  # of keys and of the routers' random choices; None takes fresh ones
 
     def __post_init__(self) -> None:
         """Raises `ValueError` for what no fleet can be made of."""
         if not 1 <= self.shard_count <= MAX_SHARD_COUNT:
             raise ValueError(f"{self.shard_count} shards; from 1 to {MAX_SHARD_COUNT} will do")
+        if self.seen not in ("private", "shared"):
+            raise ValueError(f"seen={self.seen!r} is neither 'private' nor 'shared'")
+        if not self.interning and self.policy != Policy.forever():
+            raise ValueError(f"the policy {self.policy} is one of the pool, and with interning off there is none")
         match = _TCP_PORT.search(self.listen)
         if match is None or int(match[1]) + self.shard_count > LAST_PORT + 1:
             raise ValueError(f"{self.listen}: need a multiaddr with a TCP port for each shard, such as /ip4/127.0.0.1/tcp/4001")
@@ -95,9 +109,10 @@ class Member:
 class Fleet:
     """A running fleet; made by `run_fleet`."""
 
-    def __init__(self, directory: Path, info: FleetInfo, options: FleetOptions) -> None:
+    def __init__(self, directory: Path, info: FleetInfo, options: FleetOptions, pools: Sequence[Pool]) -> None:
         self.directory = directory
         self.info = info
+        self._pools = pools
         self.members = [Member(_shard_config(index, directory, info, options)) for index in range(info.shard_count)]
 
     @property
@@ -130,6 +145,20 @@ class Fleet:
             await trio.sleep(delay)
             member.restart_count += 1
 
+    async def keep_reaped(self) -> None:
+        """Until cancelled: nobody waits for an application that was killed, and what it held stays until somebody looks."""
+        while True:
+            await trio.sleep(REAP_INTERVAL_S)
+            self.reap()
+
+    def reap(self) -> None:
+        """Give back what killed processes held. A pool that is too damaged for that is no reason to end the fleet."""
+        for pool in self._pools:
+            try:
+                pool.reap()
+            except PoolError as error:
+                log.warning("what killed processes held in pool %s was not given back: %s", pool.name, error)
+
     async def _run_once(self, member: Member) -> str:
         """Returns how the process ended. Cancelled, stops it first."""
         process = await _spawn()
@@ -149,6 +178,7 @@ class Fleet:
         finally:
             with trio.CancelScope(shield=True):
                 await _stop(process)
+            self.reap()
         return _describe(process.returncode)
 
 
@@ -158,10 +188,16 @@ async def run_fleet(options: FleetOptions) -> AsyncIterator[Fleet]:
     with ExitStack() as stack:
         directory = Path(tempfile.mkdtemp(prefix="fleet-", dir=os.environ.get("XDG_RUNTIME_DIR")))
         stack.callback(shutil.rmtree, directory, ignore_errors=True)
-        info = FleetInfo(options.shard_count, _create_pool(stack, options))
+        pool, seen = _create_pools(stack, options)
+        info = FleetInfo(
+            options.shard_count,
+            pool=None if pool is None else pool.name,  # not `if pool`: an empty one is falsy
+            seen_pool=None if seen is None else seen.name,
+        )
         info.write(directory)
-        fleet = Fleet(directory, info, options)
+        fleet = Fleet(directory, info, options, [made for made in (pool, seen) if made is not None])
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(fleet.keep_reaped)
             for member in fleet.members:
                 nursery.start_soon(fleet.keep, member)
             try:
@@ -173,13 +209,29 @@ async def run_fleet(options: FleetOptions) -> AsyncIterator[Fleet]:
             nursery.cancel_scope.cancel()
 
 
-def _create_pool(stack: ExitStack, options: FleetOptions) -> str | None:
-    if not options.interning:
-        return None
-    from shmpool import Pool
+def _create_pools(stack: ExitStack, options: FleetOptions) -> tuple[Pool | None, Pool | None]:
+    """Of topics and of message ids, as far as there are to be any."""
+    name = options.pool_name or f"fleet-{os.getpid()}-{secrets.token_hex(4)}"
+    pool = seen = None
+    # Closed after the shards have ended: as the last to close them, the supervisor removes them.
+    if options.interning:
+        pool = stack.enter_context(Pool.create(name, policy=options.policy))
+    if options.seen == "shared":
+        seen = stack.enter_context(create_seen_pool(f"{name}-seen"))
+    return pool, seen
 
-    # Closed after the shards have ended: as the last to close it, the supervisor removes it.
-    return stack.enter_context(Pool.create(options.pool_name or f"fleet-{os.getpid()}-{secrets.token_hex(4)}")).name
+
+def create_seen_pool(name: str) -> Pool:
+    """A pool of message ids for `SharedSeen`, bounded in time, number and bytes."""
+    return Pool.create(
+        name,
+        capacity=SEEN_COUNT,
+        max_value_size=MAX_ID_SIZE,
+        reserve=0,
+        stripe_count=SEEN_STRIPES,
+        policy=Policy.ttl(seconds=GossipSubParams().seen_ttl_s),
+        cache_size=0,
+    )
 
 
 def _shard_config(index: int, directory: Path, info: FleetInfo, options: FleetOptions) -> ShardConfig:

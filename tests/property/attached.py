@@ -151,6 +151,13 @@ class Attachments(RuleBasedStateMachine):
         self.model.attach(who, attached.row)
         self.settle(who)
 
+    def a_ref(self, place: int, who: int) -> int:
+        """Of what it holds, of what is there, or of those ever given, the latest most often."""
+        there = self.model.topics.values()
+        sorts = ([topic.ref for topic in there if topic.holds[who]], [topic.ref for topic in there], list(self.model.refs))
+        refs = sorts[place % 3] or sorts[2] or [8]
+        return refs[-1 - place // 3 % min(len(refs), 1 + place // 20)]
+
     def process(self, who: int) -> tuple[int, bool]:
         return self.pids[who], who in self.attached
 

@@ -26,6 +26,7 @@ from tests.unit.inside import ENGINES
 CAPACITY = 12  # so that it is full at any time, and that the spaces of a stripe soon outnumber its ordinals
 RESERVE = 3
 MAX_VALUE_SIZE = 400
+TIMES_MS = (1, 50, 99, 100, 101)
 CACHE_SIZES = (4096, 2)
 POLICIES = [Policy.refcount(), Policy.lru(max_unheld=4), Policy.ttl(seconds=0.1)]
 ERRORS: dict[str, set[type[Exception] | None]] = {"ok": {None}, "stale": {StaleRefError}, "not held": {NotHeldError}}
@@ -63,17 +64,11 @@ class LifecycleMachine(Attachments):
         )
         self.attach_child(CACHE_SIZES[0], ENGINES[-1])
 
-    def a_ref(self, place: int, who: int) -> int:
-        """Of what it holds, of what is there, or of those ever given, the latest most often."""
-        there = self.model.topics.values()
-        sorts = ([topic.ref for topic in there if topic.holds[who]], [topic.ref for topic in there], list(self.model.refs))
-        refs = sorts[place % 3] or sorts[2] or [8]
-        return refs[-1 - place // 3 % min(len(refs), 1 + place // 20)]
-
     def reap_what_could_be(self, who: int) -> None:
         """Whether an intern that finds a pool full of what is too old reaps too depends on when that was last looked for."""
-        if self.policy.ttl_ns and self.model.killed and any(map(self.model.is_expired, self.model.topics.values())):
-            self.reap(who)
+        is_any_old = any(map(self.model.is_expired, self.model.topics.values()))
+        if is_any_old and (self.model.killed or self.model.untold.get(who)):
+            self.reap(list(self.attached).index(who))
 
     # ---- values and refs
 
@@ -94,17 +89,22 @@ class LifecycleMachine(Attachments):
 
     @rule(seed=st.integers(0, 1 << 32), count=st.sampled_from((5, 20, 60)))
     def come_and_go(self, seed: int, count: int) -> None:
-        """Much of what is most usual, and now and then a process that comes or is killed."""
+        """Much of what is most usual; and now and then time goes by, or a process comes or is killed."""
         random = Random(seed)
         for _ in range(count):
-            which = random.random()
-            if which < 0.5:
-                value = (b"%d" % random.randrange(6) * MAX_VALUE_SIZE)[: random.choice(SIZES)]
-                self.intern(random.randrange(10), value, random.choice(("intern", "admit", "hold")))
-            elif which < 0.9:
-                self.release(random.randrange(10), random.randrange(1000), 0)
-            elif which < 0.95 and len(self.attached) > len(self.of_here()):
-                self.kill(random.randrange(10))
+            what, who, place = random.random(), random.randrange(10), random.randrange(1000)
+            value = (b"%d" % random.randrange(6) * MAX_VALUE_SIZE)[: random.choice(SIZES)]
+            if what < 0.4:
+                self.intern(who, value, random.choice(("intern", "admit", "hold")))
+            elif what < 0.75:
+                self.release(who, place, 0)
+            elif what < 0.9:
+                self.lookup(who, random.choice([value, *self.model.topics]))
+                self.resolve(who, place, 0)
+            elif what < 0.95:
+                self.advance(random.choice(TIMES_MS))
+            elif what < 0.98 and len(self.attached) > len(self.of_here()):
+                self.kill(place)
             elif self.unused:
                 self.attach_child(random.choice(CACHE_SIZES), random.choice(ENGINES))
 
@@ -172,9 +172,11 @@ class LifecycleMachine(Attachments):
         refs = [ref for place in chosen if not self.model.is_kept_though_old(ref := self.a_ref(place, who))]
         expected = next((each for each in (self.model.release(who, ref) for ref in refs) if each != "ok"), "ok")
 
+        went = expected == "not held" and self.model.due  # with the release before; which did is seen only afterwards
+
         _, error = self.do(who, "release_many", refs)
 
-        assert error in ERRORS[expected]
+        assert error in ERRORS[expected] or (went and error is StaleRefError)
 
     @rule(who=actors, place=places)
     def holders(self, who: int, place: int) -> None:
@@ -192,15 +194,14 @@ class LifecycleMachine(Attachments):
 
     # ---- time, processes, the pool
 
-    @rule(ms=st.sampled_from((1, 50, 99, 100, 101)))
+    @rule(ms=st.sampled_from(TIMES_MS))
     def advance(self, ms: int) -> None:
         self.clock.advance(ms * 1_000_000)
 
     @rule(who=actors)
     def flush(self, who: int) -> None:
-        who = self.actor(who)
-        self.do(who, "flush")
-        self.model.flush(who)
+        self.do(self.actor(who), "flush")
+        self.model.flush(self.actor(who))
 
     @rule(who=actors)
     def reap(self, who: int) -> None:
@@ -255,8 +256,7 @@ class LifecycleMachine(Attachments):
 
     @invariant()
     def is_sound(self) -> None:
-        _, pool = self.here()
-
+        pool = self.here()[1]
         assert pool.check() == []
         assert len(pool) == len(self.model.topics)
         assert dict(pool) == {topic.ref: value for value, topic in self.model.topics.items() if not self.model.is_expired(topic)}

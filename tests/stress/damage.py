@@ -28,6 +28,7 @@ from shmpool.layout import (
     INTENT,
     INTENT_SHIFT,
     LEDGER,
+    LOW_40,
     OFFSET_MASK,
     PAGE_SIZE,
     PROCESS,
@@ -75,11 +76,15 @@ class Mutant:
         return f"{self.region}, {self.kind}: {changes}{size}{semaphore}"
 
 
-def make_mutant(image: Image, seed: int, number: int) -> Mutant:
-    """The mutant of that number: the same for the same image and seed."""
+Maker = Callable[[Mutant, Image, random.Random], None]
+Makers = tuple[tuple[Maker, int], ...]
+
+
+def make_mutant(image: Image, seed: int, number: int, more: Makers = ()) -> Mutant:
+    """The mutant of that number: the same for the same image and seed. `more` makers for what not every image has."""
     rng = random.Random(f"mutant {seed} {number}")
     mutant = Mutant()
-    makers, weights = zip(*MAKERS, strict=True)
+    makers, weights = zip(*MAKERS, *more, strict=True)
     for maker in rng.choices(makers, weights, k=rng.choice((1, 1, 1, 2, 3))):
         maker(mutant, image, rng)
     return mutant
@@ -189,10 +194,10 @@ def _geometries_of_size(like: Geometry) -> list[Geometry]:
     for capacity, stripes, rows in product((1, 100, 600, 1100, 1199, 1201, 1500, 2000, 4000), (1, 2, 4), range(1, 12)):
         for max_value_size in (1, 300, 1000, 5000):
             with suppress(ValueError):
-                trial = Geometry(capacity, 1 << 20, stripes, rows, max_value_size)
+                trial = Geometry(capacity, 1 << 20, stripes, rows, max_value_size, like.reuses)
                 arena_size = like.total_size - trial.arena_offset  # the chunk table is one page for either arena
                 found.append(replace(trial, arena_size=arena_size))
-    return [geometry for geometry in found if geometry.total_size == like.total_size]
+    return [geometry for geometry in found if geometry.total_size == like.total_size] or [like]
 
 
 def sealed_word(mutant: Mutant, image: Image, rng: random.Random) -> None:
@@ -236,7 +241,7 @@ def row_word(mutant: Mutant, image: Image, rng: random.Random) -> None:
         return set_word(mutant, "header words", "field", FOLD_WORD, rng.choice((fold, fold, extreme(0, rng))))
     word = geometry.stripes_offset // WORD_SIZE + rng.randrange(geometry.stripe_count) * STRIPE_WORDS + INTENT
     place = rng.choice((rng.choice(records(image)) + rng.choice((0, 0, 8, -8, 4)), rng.randrange(64), rng.choice(EXTREMES)))
-    intent = rng.choice((0, 1, 1, 1, 2, 2, 3, 255)) << INTENT_SHIFT | place & (1 << INTENT_SHIFT) - 1
+    intent = rng.choice((0, 1, 1, 1, 2, 2, 3, 4, 5, 255)) << INTENT_SHIFT | place & (1 << INTENT_SHIFT) - 1
     return set_word(mutant, "stripe rows", "intent", word, intent)
 
 
@@ -289,7 +294,7 @@ def record_field(mutant: Mutant, image: Image, rng: random.Random) -> None:
 
 def records(image: Image) -> list[int]:
     """Arena offsets of the image's records."""
-    return [ref - image.origin for ref in image.refs.values()]
+    return [ref - image.origin & LOW_40 for ref in image.refs.values()]
 
 
 # ---- the file and the semaphores
@@ -309,8 +314,7 @@ def spoil_semaphore(mutant: Mutant, image: Image, rng: random.Random) -> None:
     mutant.semaphore = rng.choice((whole, whole, rng.randbytes(SEMAPHORE_SIZE), b"", b"x", bytes(31), bytes(33), *others))
 
 
-Maker = Callable[[Mutant, Image, random.Random], None]
-MAKERS: Final[tuple[tuple[Maker, int], ...]] = (
+MAKERS: Final[Makers] = (
     (flip, 24),
     (smear, 14),
     (spoil_page, 6),

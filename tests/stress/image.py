@@ -7,26 +7,58 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from shmpool import Pool
+from shmpool import Policy, Pool, TopicRef
 from shmpool import segment as segments
+from shmpool.arena import size_class, space_size
+from shmpool.hashing import make_hasher
 from shmpool.header import Constants, encode
-from shmpool.layout import ARENA_LIMIT_WORD, HEADER, MIN_ORIGIN, MIN_TABLE_BITS, PAGE_SIZE, WORD_SIZE, unseal
+from shmpool.holding import HoldingStore
+from shmpool.layout import (
+    ARENA_LIMIT_WORD,
+    FREE,
+    HEADER,
+    HOLDS,
+    LOW_40,
+    MAX_GENERATION,
+    META_GENERATION_SHIFT,
+    MIN_ORIGIN,
+    MIN_TABLE_BITS,
+    PAGE_SIZE,
+    RETIRED,
+    SHELF_WORDS,
+    WORD_SIZE,
+    unseal,
+)
 from shmpool.ledger import ledger_size, ledger_word
 from shmpool.lifetime import choose_constants, create
 from shmpool.lock import semaphore_name, unlink_semaphores
 from shmpool.store import Store
 
-# Stripes and values of the images, and how often each is taken. Of the first every mutant costs little, the second is about to
-# grow its table, and both stripes of the third have grown.
-KINDS: Final = ((2, 100, 83), (1, 382, 13), (2, 860, 4))
-SMALL_KINDS: Final = ((2, 60, 90), (1, 382, 10))  # where time is short
 CACHE_SIZE: Final = 4096
+CAPACITY: Final = 1200
+LRU: Final = Policy.lru(max_unheld=1000)
+
+
+class Kind(NamedTuple):
+    """How many stripes and values an image has, and how often it is taken."""
+
+    stripe_count: int
+    value_count: int
+    weight: int
+    policy: Policy = Policy.forever()
+
+
+# Of the first every mutant costs little, the second is about to grow its table, both stripes of the third have grown; from the
+# last topics can go.
+KINDS: Final = (Kind(2, 100, 63), Kind(1, 382, 10), Kind(2, 860, 4), Kind(2, 100, 23, LRU))
+SMALL_KINDS: Final = (Kind(2, 60, 65), Kind(1, 382, 7), Kind(2, 60, 28, LRU))  # where time is short
 
 
 class Region(NamedTuple):
@@ -46,6 +78,7 @@ class Image:
     regions: tuple[Region, ...]
     refs: dict[bytes, int]
     origin: int
+    free: tuple[int, ...] = ()  # arena offsets of free spaces
 
     def word(self, offset: int) -> int:
         return int.from_bytes(self.data[offset : offset + WORD_SIZE], "little")
@@ -75,28 +108,63 @@ def constants_size() -> int:
     return int(HEADER.fields["checksum"][1]) + WORD_SIZE
 
 
-def make_image(name: str, seed: int, stripe_count: int, value_count: int) -> Image:
+def make_image(name: str, seed: int, kind: Kind) -> Image:
     """Make a pool of that name, fill it, and take its bytes while a process is attached, as if it had been killed."""
     rng = random.Random(f"image {seed}")
     constants = choose_constants(
-        capacity=1200, arena_size=None, stripe_count=stripe_count, max_value_size=300, insert_budget=None, reserve=0,
-        process_count=4, persistent=True,
+        capacity=CAPACITY, arena_size=None, stripe_count=kind.stripe_count, max_value_size=300, insert_budget=None, reserve=0,
+        process_count=4, persistent=True, policy=kind.policy,
     )
     constants = replace(constants, pool_id=rng.getrandbits(64), hash_key=rng.randbytes(16), created_ns=1)
     seat = create(name, constants)
     origin = MIN_ORIGIN + rng.randrange(1 << 38) // 8 * 8
     seat.segment.write_epoch(1, origin)
-    store = Store(seat, CACHE_SIZE)
-    values = list(dict.fromkeys(_values(rng, value_count - 1)))
-    store.find_many(values[: value_count // 2], capacity=1200)
+    store = HoldingStore(seat, CACHE_SIZE, time.monotonic_ns) if kind.policy.counts_holds else Store(seat, CACHE_SIZE)
+    values = list(dict.fromkeys(_values(rng, kind.value_count - 1)))
+    for value in values[: kind.value_count // 2]:
+        store.intern(value, CAPACITY)
+    free = tuple(_turn_over(store, origin)) if isinstance(store, HoldingStore) else ()
     with Pool.attach(name) as departed:  # its uses stand in the totals
         departed.lookup_many(values[:100])
-    refs = {value: int(store.intern(value, 1200)) for value in values}
+    refs = {value: int(store.intern(value, CAPACITY)) for value in values}
+    if isinstance(store, HoldingStore):
+        for value in values[::3]:
+            for _ in range(store.count_of(refs[value])):
+                store.release(TopicRef(refs[value]))
     store.flush()
-    image = Image(constants, Path(segments.path_of(name)).read_bytes(), tuple(_regions(store)), refs, origin)
+    image = Image(constants, Path(segments.path_of(name)).read_bytes(), tuple(_regions(store)), refs, origin, free)
     store.close()
     Pool.unlink(name)
     return image
+
+
+def _turn_over(store: HoldingStore, origin: int) -> Iterator[int]:
+    """Leave free spaces of many sizes, tombstones, and some that are retired; give the spaces' arena offsets."""
+    stripes = store.stripes
+    sizes = (5, 5, 20, 20, 20, 47, 120, 250)
+    for size in (*sizes, *sizes):
+        value = b"%d" % size * (size // len(b"%d" % size))
+        _evict(store, origin, [value + b"%d" % number for number in range(6)])
+    words, arena = store.segment.words, store.constants.geometry.arena_offset
+    heads = [
+        stripes.shelf(stripe) + FREE + size_class(space_size(6)) for stripe in range(store.constants.geometry.stripe_count)
+    ]
+    for head in heads:
+        for record in stripes.free_spaces(head):
+            word = (arena + record.offset) // WORD_SIZE + 1
+            words[word] += (MAX_GENERATION - 1 - record.generation) << META_GENERATION_SHIFT
+    _evict(store, origin, [b"old %d" % number for number in range(6)])  # of the last generation: retired
+    for stripe in range(store.constants.geometry.stripe_count):
+        for head in (RETIRED, *range(FREE, SHELF_WORDS)):
+            yield from (record.offset for record in stripes.free_spaces(stripes.shelf(stripe) + head))
+
+
+def _evict(store: HoldingStore, origin: int, values: list[bytes]) -> None:
+    refs = [store.intern(value, CAPACITY) for value in values]
+    for value, ref in zip(values, refs, strict=True):
+        store.release(ref)
+        stripe = store.constants.geometry.stripe_of(make_hasher(store.constants.hash_key)(value))
+        assert store.locks[stripe].run(store.stripes.evict, stripe, ref - origin & LOW_40, 0)
 
 
 def _values(rng: random.Random, count: int) -> Iterator[bytes]:
@@ -113,7 +181,9 @@ def _regions(store: Store) -> Iterator[Region]:
     yield Region("header constants", 0, constants_size())
     yield Region("header words", constants_size(), PAGE_SIZE)
     yield Region("scratch page", geometry.scratch_offset, geometry.stripes_offset)
-    yield Region("stripe rows", geometry.stripes_offset, geometry.totals_offset)
+    yield Region("stripe rows", geometry.stripes_offset, geometry.shelves_offset)
+    if geometry.reuses:
+        yield Region("shelves", geometry.shelves_offset, geometry.totals_offset)
     yield Region("process rows", geometry.totals_offset, geometry.chunks_offset)
     yield Region("chunk table", geometry.chunks_offset, geometry.tables_offset)
     for stripe in range(geometry.stripe_count):
@@ -124,6 +194,9 @@ def _regions(store: Store) -> Iterator[Region]:
         start = ledger_word(segment, row) * WORD_SIZE
         if size := ledger_size(segment, row):
             yield Region("ledgers", start, start + size)
+        if geometry.reuses and row >= 0 and (size := ledger_size(segment, row, HOLDS)):
+            start = ledger_word(segment, row, HOLDS) * WORD_SIZE
+            yield Region("holds", start, start + size)
     yield Region("arena", geometry.arena_offset, geometry.arena_offset + store.stripes.limit())
 
 

@@ -16,6 +16,7 @@ from shmpool import NotHeldError, Policy, Pool, StaleRefError, TopicRef
 from tests.model import refuses
 from tests.stress.interrupting import SCENES as FOREVER_SCENES
 from tests.stress.interrupting import Hit, Scene
+from tests.stress.turns import fill_with_tombstones
 from tests.unit.inside import store_of
 
 HANDLERS: Final = b"the handler's"  # of a handler that used the pool, too: held once more than anyone can tell
@@ -132,15 +133,14 @@ class Reuse(InsertHeld):
 
 
 class Rebuild(InsertHeld):
-    """Of a table that tombstones fill: many come and go at once, and some of their neighbours stay."""
+    """Of a table that tombstones fill."""
 
     stripe_count = 1
 
     def prepare(self) -> None:
-        self.values = self.new(150)
-        self.take(*self.new(200))
-        while len(self.given) > 20:
-            self.pool.release(self.given.pop())
+        super().prepare()
+        self.pool.release(self.pool.intern(b"first"))  # so that there is a table
+        fill_with_tombstones(self.pool)
 
 
 class HoldMany(Holding):
@@ -258,6 +258,7 @@ class CloseHolding(Holding):
     def repeat(self) -> None:
         self.act()
         self.made.pop()
+        assert self.pool.check() == []  # and finishes what was half done, as whoever wants the stripe next would
         assert self.pool.stats().holds == len(self.handlers_refs())
         assert all(refuses(self.pool, ref) for ref in self.refs.tolist())
 

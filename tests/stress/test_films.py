@@ -163,7 +163,7 @@ def test_a_reader_is_right_at_every_instruction_of_the_compiled_engine_that_stor
         """In a child that is stepped, on its parent's row: what a process does under its lock."""
         assert isinstance(stripes, ReusingStripes)
         for offset, value in ((handle, OTHER), (handle, ONE)):
-            assert stripes.drop_plainly(offset, holds_word)
+            assert stripes.drop_plainly(0, offset, holds_word)
             assert stripes.hold_plainly(value, ledgers, [], may_insert=True)
 
     with Pool.create(

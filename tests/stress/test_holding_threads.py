@@ -16,6 +16,7 @@ import pytest
 
 from shmpool import NotHeldError, Policy, Pool, StaleRefError, TopicRef
 from shmpool.held import Held
+from shmpool.holding import HoldingStore
 from tests.stress.crowd import (
     Barrier,
     assert_held,
@@ -110,6 +111,28 @@ def test_a_ledger_that_two_threads_extend_at_once_covers_the_holds_of_both(new_p
                 return was_met
 
         assert each_point(try_point) > 10
+
+
+def test_a_thread_that_holds_while_another_resets_leaves_no_hold_of_what_no_topic_has(new_pool_name: Names) -> None:
+    def try_point(point: int) -> bool:
+        with Pool.create(new_pool_name(), policy=Policy.refcount(), stripe_count=2) as pool:
+            store = store_of(pool)
+            assert isinstance(store, HoldingStore)
+            empty, held = store.empty_cache, store.held
+
+            def empty_and_hold() -> None:  # as a third thread's intern does that comes before the locks are taken
+                empty()
+                pool.intern(b"known")
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(store, "empty_cache", empty_and_hold)
+                was_met = with_thread_at(point, pool.reset, lambda: held.by_value and pool.intern(b"known"))
+
+            assert_nothing_left(pool)
+            return was_met
+
+    with engine_chosen(ENGINES[0]):
+        assert each_point(lambda number: try_point(3 * number)) > 10
 
 
 def test_a_thread_that_holds_while_another_closes_leaves_no_hold_behind(new_pool_name: Names) -> None:

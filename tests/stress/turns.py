@@ -53,7 +53,8 @@ def age_free_spaces(scene: Scene) -> None:
     words, arena = stripes.segment.words, stripes.geometry.arena_offset
     for head in range(stripes.shelf(0) + FREE, stripes.shelf(0) + SHELF_WORDS):
         for record in stripes.free_spaces(head):
-            words[(arena + record.offset) // WORD_SIZE + 1] |= (MAX_GENERATION - 1) << META_GENERATION_SHIFT
+            word = (arena + record.offset) // WORD_SIZE + 1
+            words[word] += (MAX_GENERATION - 1 - record.generation) << META_GENERATION_SHIFT
 
 
 def retire_free_spaces(scene: Scene) -> None:

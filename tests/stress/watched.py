@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Final, NoReturn
 
 from tests.stress.damage import Mutant, extremes_of_every_field, make_mutant
-from tests.stress.image import KINDS, Copy, make_image
+from tests.stress.damage_turnover import makers_of
+from tests.stress.image import KINDS, Copy, Kind, make_image
 from tests.stress.mutants import Trial, Verdict
 
 HANG_S: Final = 60.0  # a mutant takes some hundredths of a second; on a busy machine some tenths
@@ -37,10 +38,10 @@ class Result:
 class Mutants:
     """All mutants of a seed. The first ones set every field to every extreme value, one by one; the others are random."""
 
-    def __init__(self, name: str, seed: int, kinds: tuple[tuple[int, int, int], ...] = KINDS) -> None:
+    def __init__(self, name: str, seed: int, kinds: tuple[Kind, ...] = KINDS) -> None:
         self.name, self.seed = name, seed
-        self.images = [make_image(f"{name}-image", seed, stripes, values) for stripes, values, _ in kinds]
-        self._weights = [weight for *_, weight in kinds]
+        self.images = [make_image(f"{name}-image", seed, kind) for kind in kinds]
+        self._weights = [kind.weight for kind in kinds]
         self.systematic = list(extremes_of_every_field(self.images[0]))
 
     def with_ids(self, pool_ids: Sequence[int]) -> Mutants:
@@ -56,7 +57,7 @@ class Mutants:
             return 0, self.systematic[number]
         rng = random.Random(f"image of mutant {self.seed} {number}")
         kind = rng.choices(range(len(self.images)), self._weights)[0]
-        return kind, make_mutant(self.images[kind], self.seed, number)
+        return kind, make_mutant(self.images[kind], self.seed, number, makers_of(self.images[kind]))
 
     def try_all(self, numbers: Sequence[int], processes: int) -> Iterator[Result]:
         """Results as they come, in no particular order."""

@@ -23,7 +23,8 @@ if "install" in sys.argv:
     with open(os.environ["PIP_LOG"], "a") as log:
         log.write(" ".join(sys.argv[1:]) + "\\n")
     subprocess.run([sys.executable, "-c", ""], check=True)
-    sys.exit(os.environ.get("PIP_IS") == "broken")
+    unable = {"broken": True, "without rivals": "bench" in sys.argv[-1]}
+    sys.exit(unable.get(os.environ.get("PIP_IS"), False))
 """,
     "ruff": "",
     "mypy": "import os, sys\nprint('mypy has something to say')\nsys.exit(int(os.environ.get('MYPY_STATUS', 0)))",
@@ -106,17 +107,41 @@ def test_runs_that_start_together_install_once(project: Project) -> None:
     assert len(project.installs()) == 1
 
 
-def test_failed_install_says_so_and_is_tried_again(project: Project) -> None:
-    status, printed = project.run("bench", PIP_IS="broken")
+@pytest.mark.parametrize("command", ["bench", "test"])
+def test_failed_install_says_so_and_is_tried_again(project: Project, command: str) -> None:
+    status, printed = project.run(command, PIP_IS="broken")
+    tried = len(project.installs())
 
     assert status == 1
     assert "pip could not install" in printed
     assert "bench /" not in printed
+    assert "passed" not in printed
 
-    status, _ = project.run("bench")
+    status, _ = project.run(command)
 
     assert status == 0
-    assert len(project.installs()) == 2
+    assert len(project.installs()) == tried + 1
+
+
+def test_only_benchmarks_install_the_rivals(project: Project) -> None:
+    project.run("test")
+    project.run("bench")
+    project.run("test")
+    project.run("bench")
+
+    assert [install.split()[-1] for install in project.installs()] == [".[worker,dev]", ".[worker,dev,bench]"]
+
+
+def test_rivals_that_cannot_be_installed_do_not_keep_the_benchmarks_from_running(project: Project) -> None:
+    status, printed = project.run("bench", "one", PIP_IS="without rivals")
+
+    assert status == 0, printed
+    assert "The rivals could not be installed" in printed
+    assert f"bench {project.root / '.venv'} []" in printed
+
+    project.run("test")
+
+    assert [install.split()[-1] for install in project.installs()] == [".[worker,dev,bench]", ".[worker,dev]"]
 
 
 def test_python_without_any_pip_says_what_to_install(project: Project) -> None:

@@ -9,14 +9,15 @@ from shmpool import engine
 BUILT = engine.ENGINE == "compiled"
 WITH_EACH = {
     "test_pool", "test_store", "test_stripe", "test_inspection", "test_hostile", "test_view", "test_holding", "test_hold_calls",
-    "test_quotas", "test_reuse", "test_held_memory",
+    "test_quotas", "test_reuse", "test_hostile_holds",
 }  # fmt: skip
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "chosen_engine" in metafunc.fixturenames:
         module = metafunc.module.__name__.rpartition(".")[2]
-        kinds = ["compiled"] if module == "test_engine" else ["compiled", "python"] if module in WITH_EACH else ["python"]
+        kinds = ["compiled", "python"] if module in WITH_EACH else ["python"]
+        kinds = ["compiled"] if module.startswith("test_engine") else kinds
         metafunc.parametrize("chosen_engine", kinds, indirect=True)
 
 

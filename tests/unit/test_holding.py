@@ -15,6 +15,7 @@ from shmpool.arena import make_meta
 from shmpool.holding import HoldingStore
 from shmpool.layout import RECORD_SIZE
 from shmpool.pool import HoldingPool
+from shmpool.reuse import ReusingStripes
 from tests.unit.inside import store_of
 from tests.unit.processes import Forked
 
@@ -157,3 +158,20 @@ def test_an_admit_that_cannot_have_room_evicts_nothing(pool_name: str, policy: P
         assert dict(pool) == before
         pool.intern(b"of this host")
         assert (len(pool), pool.stats().total.evictions) == (10, 1)
+
+
+# ---- room
+
+
+def test_a_stripe_that_is_full_rebuilds_its_table_only_when_tombstones_fill_it(pool_name: str) -> None:
+    with Pool.create(pool_name, policy=Policy.lru(max_unheld=300), stripe_count=1, capacity=300, reserve=0) as pool:
+        pool.release_many(pool.intern_many([b"topic %d" % number for number in range(300)]))
+        stripes = store_of(pool).stripes
+        assert isinstance(stripes, ReusingStripes)
+        before = stripes._serial(0)  # noqa: SLF001
+
+        for number in range(300, 900):
+            pool.release(pool.intern(b"topic %d" % number))
+
+        assert stripes._serial(0) - before < 600 // 40  # noqa: SLF001 - 84 tombstones fill it, and some go before
+        assert (len(pool), pool.check()) == (300, [])

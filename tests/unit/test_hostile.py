@@ -260,7 +260,7 @@ def test_header_of_another_geometry_with_its_checksum_right_is_refused_before_an
     before = path.read_bytes()
 
     for method in (Pool.attach, Pool.unlink):
-        with pytest.raises(PoolCorruptError, match="geometry that it was written beside"):
+        with pytest.raises(PoolCorruptError, match="geometry or policy that it was written beside"):
             method(pool.name)
 
     assert path.read_bytes() == before

@@ -278,6 +278,25 @@ def test_gc_leaves_the_successor_of_a_pool_that_went_while_it_looked(
         assert len(files.now()) == 1 + OPTIONS["stripe_count"]
 
 
+def test_gc_gives_back_what_a_killed_process_held_and_says_how_much(files: OwnFiles) -> None:
+    with Pool.create(files.prefix, policy=Policy.refcount(), **OPTIONS) as pool:
+        pool.intern(b"held")
+
+        def body(connection: Connection) -> None:
+            connection.send(len(pool.intern_many([b"held", b"theirs"])))
+            connection.recv()
+
+        with Forked(body) as child:
+            child.hear()
+            child.kill()
+
+        told = [(found.removed, found.note) for dry_run in (True, False) for found in gc(dry_run=dry_run)]
+
+        assert told == [(False, "2 holds of processes that were killed"), (True, "2 holds of processes that were killed")]
+        assert (pool.stats().holds, len(pool)) == (1, 1)
+        assert gc() == []
+
+
 def test_gc_killed_at_any_step_leaves_what_the_next_one_removes(files: OwnFiles) -> None:
     for step in count(1):
         abandon(files.prefix + "-a", **OPTIONS)

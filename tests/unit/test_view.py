@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from shmpool import Pool, PoolError, PoolNotFoundError, PoolVersionError, reading, report
+from shmpool import Policy, Pool, PoolError, PoolNotFoundError, PoolVersionError, reading, report
 from shmpool import segment as segments
 from shmpool.layout import EPOCH_WORD, LEDGER, PAGE_SIZE, STRIPE_WORDS, WORD_SIZE
 from shmpool.report import Report
@@ -439,3 +439,25 @@ def test_another_users_pool_is_told_to_be_that(pool: Pool) -> None:
         return report.summarize(pool.name).problems[0]
 
     assert "another user's" in in_child(look)
+
+
+def test_check_finds_no_fault_with_a_topic_that_comes_into_anothers_space_meanwhile(
+    pool_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Pool.create(pool_name, policy=Policy.refcount(), stripe_count=1) as pool:
+        pool.intern_many(VALUES)
+        leaving = pool.intern(b"one of them")
+        arena, load = pool.constants.geometry.arena_offset, View.load
+        turned: list[int] = []
+
+        def load_and_turn(self: View, start: int, end: int) -> None:
+            if start >= arena and not turned:  # its table was read, its records are not yet
+                turned.append(start)
+                pool.release(leaving)
+                pool.intern(b"another one")
+            load(self, start, end)
+
+        monkeypatch.setattr(View, "load", load_and_turn)
+
+        assert reading.check(pool_name) == []
+        assert turned

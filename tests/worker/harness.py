@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from random import Random
+from typing import Any
 
 from worker.effects import Connect, Deliver, Effect, Misbehaved, Misbehaviour, SendRPC, Validate, Verdict
 from worker.messages import (
@@ -41,7 +42,7 @@ class Harness:
         is_authentic: Callable[[Message], bool] = lambda _message: True,
         announce: bool = True,
         seed: int = 1,
-        topics: BytesTopics | None = None,
+        topics: Any = None,  # any `Topics`; by default bytes of its own
     ) -> None:
         self.now = 1_000.0
         self.params = params

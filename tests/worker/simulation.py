@@ -16,7 +16,8 @@ from random import Random
 from typing import Generic
 from uuid import uuid4
 
-from shmpool import Pool, TopicRef
+from shmpool import Policy, Pool
+from tests.worker.counted import CountedTopics
 from worker.effects import Deliver, Effect, SendRPC, Validate, Verdict
 from worker.messages import RPC, Message, MessageId, PeerId
 from worker.params import GossipSubParams
@@ -181,35 +182,18 @@ def digest(trace: list[str]) -> str:
     return hashlib.sha256("\n".join(trace).encode()).hexdigest()
 
 
-@dataclass(slots=True)
-class TableTopics:
-    """Keys of a table in this process, made as a pool makes refs: from a random origin, in order of insertion."""
-
-    origin: int
-    refs: dict[bytes, TopicRef] = field(default_factory=dict)
-
-    def intern(self, topic: bytes) -> TopicRef:
-        return self.refs.setdefault(topic, TopicRef(self.origin - 64 * len(self.refs)))
-
-    def lookup(self, topic: bytes) -> TopicRef | None:
-        return self.refs.get(topic)
-
-    def resolve(self, key: TopicRef) -> bytes:
-        return next(topic for topic, ref in self.refs.items() if ref == key)
-
-
 def storm(kind: str, seed: int) -> tuple[list[str], list[str]]:
-    """Trace and findings of one storm. `kind` says what the keys are, and whether routers share them."""
+    """Trace and findings of one storm. `kind` says what the keys are, whether routers share them, and the pool's policy."""
     if kind == "bytes":
         return _storm(seed, lambda _: BytesTopics())
     if kind == "bytes-shared":
         shared = BytesTopics()
         return _storm(seed, lambda _: shared)
-    if kind == "table":
-        return _storm(seed, lambda _: TableTopics(origin=Random().randrange(2**39, 2**40)))
-    if kind == "pool":
+    if kind == "counted":
+        return _storm(seed, lambda _: CountedTopics(origin=Random().randrange(2**39, 2**40)))
+    if kind.startswith("pool, "):
         name = f"simulation-{uuid4().hex}"
-        with Pool.create(name) as pool:
+        with Pool.create(name, policy=Policy.parse(kind.removeprefix("pool, "))) as pool:
             return _storm(seed, lambda _: PoolTopics(pool))
     raise ValueError(kind)
 

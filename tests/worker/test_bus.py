@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from worker.bus import Connection, Greeting, Listener, connect
 from worker.errors import BusClosedError, BusError, BusProtocolError, FrameError
@@ -104,6 +105,33 @@ def test_a_queue_is_bounded_in_bytes_too(directory: Path) -> None:
             offered = [server.connections[0].offer(frame(Kind.MESSAGE, 7, bytes(1 << 20))) for _ in range(20)]
 
             assert offered == [True] * 15 + [False] * 5  # 16 MiB hold 15 frames of 1 MiB and a header
+
+    trio.run(test)
+
+
+def test_who_offers_is_told_just_before_a_frame_is_written_and_not_of_one_that_never_is(directory: Path) -> None:
+    big = bytes(1 << 20)  # more than the socket takes at once
+
+    async def test() -> None:
+        async with serving(directory / "s") as (server, nursery):
+            path = directory / "s"
+            connection = await connect(nursery, path, REFS, POOL)
+            told: list[int] = []
+            queued = [connection.offer(frame(Kind.MESSAGE, 1), lambda: told.append(connection.sent))]
+            before = list(told)
+            assert (await server.heard.receive()).kind is Kind.MESSAGE
+
+            silent = await greeted_by_hand(path)
+            theirs = server.connections[-1]
+            queued += [theirs.offer(frame(Kind.MESSAGE, 2, big), lambda: told.append(2)) for _ in range(3)]
+            await wait_for(lambda: 2 in told)
+            await trio.testing.wait_all_tasks_blocked()
+            await silent.aclose()
+            await theirs.aclose()
+
+            assert queued == [True] * 4
+            assert before == []
+            assert told == [0, 2]  # of the others, which waited behind it, nobody was
 
     trio.run(test)
 

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 import trio
 
+from shmpool import Policy
 from tools.exchange import Direction, Exchange
 from tools.traffic import INWARDS, OUTWARDS, consensus_topics, number_of, payload, payload_size, plan
 from tools.verdict import PoolFigures, Result, describe, judge
+from worker.fleet import FleetInfo
 from worker.ownership import owner_of
 
 if TYPE_CHECKING:
@@ -99,6 +101,7 @@ class FakeNode:
     """A node of two shards that answers what it is told to."""
 
     dropped = 0
+    info = FleetInfo(2, None)
 
     def __init__(self, *, interning: bool = False) -> None:
         self.pool = FakePool() if interning else None
@@ -127,9 +130,11 @@ class FakeNode:
 class FakePool:
     """A pool of two topics, each used three times."""
 
+    policy = Policy.refcount()
+
     def stats(self) -> SimpleNamespace:
         processes = [SimpleNamespace(live=live, pid=pid) for live, pid in ((True, 1), (True, 1), (True, 2), (False, 3))]
-        return SimpleNamespace(size=2, hits=6, misses=2, inserts=2, memory_size=4096, processes=processes)
+        return SimpleNamespace(size=2, holds=4, hits=6, misses=2, inserts=2, memory_size=4096, processes=processes)
 
     def top(self, k: int) -> list[SimpleNamespace]:
         return [SimpleNamespace(value=value, uses=3) for value in (b"abc", b"defgh")][:k]
@@ -190,7 +195,8 @@ def test_a_run_in_which_all_went_well_passes(interning: bool) -> None:
     assert describe(result)[-1] == "passed"
     if interning:
         assert result.pool == PoolFigures(
-            topics=2, hits=6, misses=2, inserts=2, names_size=8, process_count=2, uses=6, uses_size=24, memory_size=4096
+            policy="refcount", topics=2, holds=4, hits=6, misses=2, inserts=2, names_size=8, process_count=2, uses=6,
+            uses_size=24, memory_size=4096,
         )
 
 

@@ -20,7 +20,7 @@ import trio
 import trio.testing
 from libp2p.pubsub.pb import rpc_pb2
 
-from shmpool import Pool, PoolNotFoundError, TopicRef
+from shmpool import Policy, Pool, PoolNotFoundError, TopicRef
 from tests.worker.stock import StockPeer, hostile_peer, stock_peer
 from worker.bus import Connection, Greeting, connect
 from worker.errors import BusClosedError, BusError, FleetError, RequestRefusedError, ShardLostError
@@ -31,6 +31,7 @@ from worker.supervisor import FAILED_START_LIMIT, Fleet, FleetOptions, run_fleet
 
 ROOT = Path(__file__).parents[2]
 TOPICS = [f"/eth2/6a95a1a9/data_column_sidecar_{number}/ssz_snappy" for number in range(8)]  # of both shards: see below
+OPTIONS = ["--policy", "lru:1000", "--seen", "shared"]  # of the command
 DEADLINE_S = 120.0
 
 # py-libp2p closes some of its sockets by leaving them to the garbage collector.
@@ -76,21 +77,26 @@ async def exchange(node: Node, stock: StockPeer, topics: list[str], data: bytes)
         assert await stock.heard.receive() == (topic, data)
 
 
-@pytest.mark.parametrize("interning", ["on", "off"])
-def test_the_demo_loses_nothing_and_every_process_agrees(interning: str) -> None:
-    command = [sys.executable, "tools/demo.py", "--shards", "2", "--messages", "300", "--seed", "7", "--json"]
-
+def run_demo(*options: str) -> dict[str, Any]:
     done = subprocess.run(
-        [*command, "--interning", interning],
+        [sys.executable, "tools/demo.py", "--shards", "2", "--seed", "7", "--json", *options],
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=DEADLINE_S, check=False,
     )  # fmt: skip
-
     assert done.returncode == 0, done.stdout + done.stderr
-    figures = json.loads(done.stdout)
+    figures: dict[str, Any] = json.loads(done.stdout)
+    return figures
+
+
+def each_once(count: int) -> dict[str, int]:
+    return {"sent": count, "delivered": count, "duplicates": 0, "lost": 0, "wrong": 0}
+
+
+@pytest.mark.parametrize("interning", ["on", "off"])
+def test_the_demo_loses_nothing_and_every_process_agrees(interning: str) -> None:
+    figures = run_demo("--messages", "300", "--interning", interning)
+
     for way in ("outwards", "inwards"):
-        assert {key: figures[way][key] for key in ("sent", "delivered", "lost", "wrong")} == {
-            "sent": 300, "delivered": 300, "lost": 0, "wrong": 0,
-        }  # fmt: skip
+        assert figures[way] | each_once(300) == figures[way]
     assert figures["outside_dialled"] == 1
     assert figures["outside_connected"] == 2
     assert figures["processes_compared"] == 3
@@ -101,6 +107,21 @@ def test_the_demo_loses_nothing_and_every_process_agrees(interning: str) -> None
     else:
         assert figures["refs_equal"] is None
         assert figures["pool"] is None
+
+
+def test_the_demo_runs_under_a_policy_that_lets_topics_go_and_with_a_shared_seen_cache(tmp_path: Path) -> None:
+    """On few topics; under each policy and on all of them it is tools/demo.py --policy."""
+    topics = tmp_path / "topics"
+    topics.write_text("\n".join(TOPICS))
+
+    figures = run_demo("--messages", "40", "--topics", str(topics), "--policy", "refcount", "--seen", "shared")
+
+    for way in ("outwards", "inwards"):
+        assert figures[way] | each_once(40) == figures[way]
+    assert figures["refs_equal"] is True
+    assert (figures["pool"]["policy"], figures["seen"]) == ("refcount", "shared")
+    assert figures["pool"]["topics"] == len(TOPICS)
+    assert figures["pool"]["holds"] >= 3 * len(TOPICS)  # by the application, a shard, its router
 
 
 def test_the_demo_fails_when_messages_are_lost() -> None:
@@ -436,10 +457,11 @@ def test_a_fleet_that_cannot_start_ends_with_an_error_and_leaves_nothing() -> No
     [
         {"shard_count": 0}, {"shard_count": 1025}, {"shard_count": 2, "listen": "/ip4/127.0.0.1/udp/1"},
         {"shard_count": 2, "listen": "/ip4/127.0.0.1/tcp/65535"}, {"shard_count": 2, "peers": ("/ip4/127.0.0.1/tcp/1",)},
+        {"shard_count": 2, "seen": "all"}, {"shard_count": 2, "interning": False, "policy": Policy.refcount()},
     ],
 )  # fmt: skip
 def test_options_that_make_no_fleet_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"will do|need"):
+    with pytest.raises(ValueError, match=r"will do|need|neither|there is none"):
         FleetOptions(**options)
 
 
@@ -451,7 +473,7 @@ class Command:
         topics.write_text("\n".join(TOPICS))
         self.pool_name = pool_name
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "--shards", "2", "--pool", pool_name, "--topics", str(topics)],
+            [sys.executable, "-m", "worker", "--shards", "2", "--pool", pool_name, "--topics", str(topics), *OPTIONS],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert self.process.stdout is not None
@@ -466,13 +488,14 @@ class Command:
         return self.process.returncode, errors
 
     def assert_gone(self) -> None:
-        """Nothing of it is left: shards, sockets, pool."""
+        """Nothing of it is left: shards, sockets, pools."""
         deadline = time.monotonic() + DEADLINE_S
         while any(is_alive(pid) for pid in self.shard_pids) or self.directory.exists():
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        with pytest.raises(PoolNotFoundError):
-            Pool.attach(self.pool_name)
+        for name in (self.pool_name, f"{self.pool_name}-seen"):
+            with pytest.raises(PoolNotFoundError):
+                Pool.attach(name)
 
 
 @pytest.fixture
@@ -514,7 +537,11 @@ def test_a_node_whose_fleet_ends_learns_it(command: Command) -> None:
     command.assert_gone()
 
 
-@pytest.mark.parametrize("arguments", [["--shards", "0"], ["--topics", "/no/such/file"], ["--peer", "nobody"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--shards", "0"], ["--topics", "/no/such/file"], ["--peer", "nobody"], ["--policy", "lru"], ["--seen", "all"],
+     ["--policy", "refcount", "--interning", "off"]],
+)  # fmt: skip
 def test_the_command_refuses_bad_options_in_a_sentence(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "worker", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S, check=False

@@ -53,8 +53,11 @@ class Heard:
     def __init__(self, **options: Any) -> None:
         self._send, self.messages = trio.open_memory_channel[Message](1000)
         self.host: Host[bytes] = Host(
-            BytesTopics(), secret=hashlib.sha256(b"a test's key").digest(), on_message=self._send.send_nowait, **options
+            BytesTopics(), secret=hashlib.sha256(b"a test's key").digest(), on_message=self._hear, **options
         )
+
+    def _hear(self, message: Message, _message_id: bytes) -> None:
+        self._send.send_nowait(message)
 
 
 @asynccontextmanager

@@ -73,6 +73,21 @@ def test_the_owner_of_a_key_is_that_of_its_bytes_and_is_hashed_once() -> None:
     assert resolved == list(range(50))
 
 
+def test_owners_are_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.ownership.MAX_REMEMBERED", 10)
+    resolved: list[int] = []
+
+    def resolve(ref: int) -> bytes:
+        resolved.append(ref)
+        return TOPICS[ref]
+
+    ownership = Ownership(4, resolve)
+    owners = [ownership.owner(ref) for ref in (*range(20), 19, 0)]
+
+    assert owners == [owner_of(TOPICS[ref], 4) for ref in (*range(20), 19, 0)]
+    assert resolved == [*range(20), 0]  # what was remembered longest was forgotten
+
+
 @pytest.mark.parametrize("shard_count", [0, -1, 1025])
 def test_an_impossible_number_of_shards_is_refused(shard_count: int) -> None:
     with pytest.raises(ValueError, match=f"shard_count is {shard_count}"):

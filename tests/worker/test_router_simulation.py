@@ -94,7 +94,7 @@ def test_storm_keeps_the_invariants_and_reaches_every_kind_of_effect(seed: int) 
     assert [kind for kind in kinds if not any(kind in line for line in trace)] == []
 
 
-@pytest.mark.parametrize("kind", ["bytes-shared", "table", "pool"])
+@pytest.mark.parametrize("kind", ["bytes-shared", "counted", "pool, forever", "pool, refcount", "pool, lru:2", "pool, ttl:0.001"])
 def test_one_seed_gives_one_trace_whatever_the_keys(seed: int, kind: str) -> None:
     trace, findings = storm("bytes", seed)
 
@@ -104,7 +104,7 @@ def test_one_seed_gives_one_trace_whatever_the_keys(seed: int, kind: str) -> Non
     assert other_trace == trace
 
 
-@pytest.mark.parametrize("kind", ["bytes", "pool"])
+@pytest.mark.parametrize("kind", ["bytes", "pool, refcount"])
 def test_one_seed_gives_one_trace_in_another_process_with_another_hash_seed(seed: int, kind: str) -> None:
     trace, _ = storm("bytes", seed)
 

@@ -6,18 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from shmpool import Pool
-from worker.topics import BytesTopics, PoolTopics
+from shmpool import Policy, Pool
+from worker.topics import BytesTopics, PoolTopics, interned
 
 NAMES = [b"/eth2/6a95a1a9/beacon_block/ssz_snappy", b"", b"\x00\xff not text", b"a", b"ab"]
 
 
-@pytest.fixture(params=["bytes", "pool"])
+@pytest.fixture(params=["bytes", "forever", "refcount", "lru:3", "ttl:60"])
 def topics(request: pytest.FixtureRequest, pool_name: str) -> Iterator[BytesTopics | PoolTopics]:
     if request.param == "bytes":
         yield BytesTopics()
     else:
-        with Pool.create(pool_name, max_value_size=64) as pool:
+        with Pool.create(pool_name, max_value_size=64, policy=Policy.parse(request.param)) as pool:
             yield PoolTopics(pool)
 
 
@@ -49,3 +49,43 @@ def test_two_attachments_of_a_pool_give_the_same_keys(pool_name: str) -> None:
         keys = [PoolTopics(one).intern(name) for name in NAMES]
 
         assert [PoolTopics(other).lookup(name) for name in NAMES] == keys
+
+
+def test_interning_off_forgets_what_nobody_holds() -> None:
+    topics = BytesTopics()
+    topics.intern(b"a")
+    topics.hold(b"a")
+
+    topics.release(b"a")
+    held = topics.lookup(b"a")
+    topics.release(b"a")
+
+    assert held == b"a"
+    assert topics.lookup(b"a") is topics.hold_known(b"a") is None
+    with pytest.raises(KeyError):
+        topics.release(b"a")
+
+
+def test_a_strangers_topic_is_held_only_if_somebody_here_cares(topics: BytesTopics | PoolTopics) -> None:
+    key = topics.intern(NAMES[0])
+
+    held = [topics.hold_known(name) for name in NAMES]
+
+    assert held == [key, None, None, None, None]
+    assert topics.lookup(NAMES[1]) is None
+
+
+def test_a_key_is_held_for_the_block_and_no_longer() -> None:
+    topics = BytesTopics()
+
+    def use_and_fail() -> None:
+        with interned(topics, b"a") as key:
+            found.append(topics.lookup(key))
+            raise ZeroDivisionError
+
+    found: list[bytes | None] = []
+    with pytest.raises(ZeroDivisionError):
+        use_and_fail()
+
+    assert found == [b"a"]
+    assert topics.lookup(b"a") is None
