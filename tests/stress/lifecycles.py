@@ -14,7 +14,7 @@ from itertools import count
 from multiprocessing.connection import Connection
 from typing import Any
 
-from shmpool import NotHeldError, Policy, Pool, StaleRefError, TopicRef
+from shmpool import NotHeldError, Policy, Pool, StaleRefError, TopicRef, engine
 from shmpool.arena import space_size
 from shmpool.layout import FREE, INTENT, PAGE_SIZE, RETIRED, SHELF_WORDS, STRIPE_WORDS, WORD_SIZE
 from shmpool.reuse import ReusingStripes
@@ -75,6 +75,8 @@ class Turn(Operation):
         self.spoil(scene)
 
     def prepare(self, scene: Scene, connection: Connection) -> None:
+        if engine.ENGINE == "compiled":  # which leaves it to Python where the ledgers have no memory yet
+            store_of(scene.open()).attachment.commit_column(0)
         refs = {value: int(scene.open().intern(value)) for value in self.mine}
         scene.expected |= refs
         connection.send(refs)

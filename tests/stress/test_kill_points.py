@@ -23,6 +23,7 @@ SPARSELY = {
     "batch that grows and takes a chunk": 7,
     "reset": 7,
     "gc": 3,
+    "hold of what nobody held (lru)": 1,
     "first insert (refcount)": 19,
     "growth of a table (refcount)": 9,
     "rebuild of a table full of tombstones (refcount)": 7,
