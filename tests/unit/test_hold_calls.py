@@ -137,7 +137,7 @@ def test_release_many_gives_back_what_comes_before_the_one_that_it_cannot(pool: 
     with pytest.raises(StaleRefError):
         pool.release_many([refs[0], refs[1], TopicRef(refs[2] + 8), refs[3]])
 
-    assert [count.value for count in sorted(pool.top(9)) if count.holds] == sorted(VALUES[2:])
+    assert sorted(count.value for count in pool.top(9) if count.holds) == sorted(VALUES[2:])
 
 
 def test_a_batch_that_fails_in_its_middle_keeps_no_hold(pool: Pool) -> None:
