@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shmpool.layout import PAGE_SIZE
-from tests.stress import lifecycles, operations, turns
+from tests.stress import deaths, lifecycles, operations, turns
 from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Scene, Tally, kill
 from tests.stress.operations import Insert
 from tests.stress.tracing import needs_tracing
@@ -23,6 +23,7 @@ SPARSELY = {
     "batch that grows and takes a chunk": 7,
     "reset": 7,
     "gc": 3,
+    "hold of what nobody held (lru)": 1,
     "first insert (refcount)": 19,
     "growth of a table (refcount)": 9,
     "rebuild of a table full of tombstones (refcount)": 7,
@@ -84,7 +85,7 @@ def test_recovery_killed_at_any_step_harms_nobody(files: OwnFiles, base: Insert)
 
 @pytest.mark.parametrize("base", [turns.FREE_LAST, turns.BORROW, turns.LEND, turns.REBUILD], ids=lambda base: base.name)
 def test_recovery_from_a_turn_killed_at_any_step_harms_nobody(files: OwnFiles, base: lifecycles.Turn) -> None:
-    found = lifecycles.recoveries(base, files)
+    found = deaths.recoveries(base, files)
 
     tallies = [kill_everywhere(files, recovery, 3) for recovery in (found[len(found) // 2], found[-2])]
 
