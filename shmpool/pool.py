@@ -350,8 +350,9 @@ class Pool:
         """Publish this process's counters: hits, misses, waits, and uses of each topic.
 
         Happens by itself in `stats`, `top`, `close`, every batch that misses the private cache, and every 2048th time that a
-        single operation adds to it. Until then others see the counts of the last flush; a process that only hits should call
-        it now and then, as a heartbeat does.
+        single operation adds to it; where holds are counted only in the first three, but there uses and holds publish themselves.
+        Until then others see the counts of the last flush; a process that only hits should call it now and then, as a heartbeat
+        does.
         """
         self._store.flush()
 

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tests.stress import lifecycles, operations
+from tests.stress import deaths, operations
 from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Tally
 from tests.stress.operations import INSERTS, OPERATIONS, STRIPES
 from tests.stress.tracing import is_possible
@@ -96,7 +96,7 @@ def kill_everywhere(files: OwnFiles, options: argparse.Namespace, tallies: Talli
     bases: dict[str, Callable[[], Sequence[Operation]]] = {
         f"recovery from {base.name}": partial(operations.recoveries, base, files) for base in INSERTS
     }
-    bases |= {f"recovery from {base.name}": partial(lifecycles.recoveries, base, files) for base in BASES}
+    bases |= {f"recovery from {base.name}": partial(deaths.recoveries, base, files) for base in BASES}
     wanted = [name for name in [*dict(todo), *bases] if any(word in name for word in options.only)]
     for name, recoveries in bases.items():
         if name in wanted:

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from shmpool.layout import PAGE_SIZE
-from tests.stress import lifecycles, operations, turns
+from shmpool.layout import MIN_TABLE_BITS, PAGE_SIZE, TABLE, WORD_SIZE
+from tests.stress import deaths, lifecycles, operations, turns
 from tests.stress.kill_points import SURVIVOR_LIMIT_S, KillPoints, Operation, Scene, Tally, kill
+from tests.stress.lifecycles import stripes_of
 from tests.stress.operations import Insert
-from tests.stress.tracing import needs_tracing
+from tests.stress.tracing import Tracee, Tracer, needs_tracing
 from tests.unit.inside import ENGINES, engine_chosen
 from tests.unit.own_files import OwnFiles, own_files
 
@@ -23,6 +24,7 @@ SPARSELY = {
     "batch that grows and takes a chunk": 7,
     "reset": 7,
     "gc": 3,
+    "hold of what nobody held (lru)": 1,
     "first insert (refcount)": 19,
     "growth of a table (refcount)": 9,
     "rebuild of a table full of tombstones (refcount)": 7,
@@ -84,7 +86,7 @@ def test_recovery_killed_at_any_step_harms_nobody(files: OwnFiles, base: Insert)
 
 @pytest.mark.parametrize("base", [turns.FREE_LAST, turns.BORROW, turns.LEND, turns.REBUILD], ids=lambda base: base.name)
 def test_recovery_from_a_turn_killed_at_any_step_harms_nobody(files: OwnFiles, base: lifecycles.Turn) -> None:
-    found = lifecycles.recoveries(base, files)
+    found = deaths.recoveries(base, files)
 
     tallies = [kill_everywhere(files, recovery, 3) for recovery in (found[len(found) // 2], found[-2])]
 
@@ -103,3 +105,21 @@ def test_many_killed_at_one_point_take_no_more_memory_than_one_in_each_row(files
 
         assert sizes[-1] == sizes[3]
         assert sizes[-1] <= sizes[0] + 3 * PAGE_SIZE
+
+
+def test_killed_between_a_new_table_and_its_count_of_tombstones_leaves_the_count_right(files: OwnFiles) -> None:
+    with Scene(files.prefix, turns.GROW.options) as scene:
+        turns.GROW.arrange(scene)
+        pool = scene.open()
+        table_word = pool.constants.geometry.stripes_offset + TABLE * WORD_SIZE
+        with Tracee(lambda _: scene.open().intern(turns.NEW)) as child:
+            tracer = Tracer(child)
+            while tracer.advance():
+                place = tracer.steps[-1].place
+                if any(place - start == table_word for start, _ in tracer.mapping_of(place)):
+                    break
+            tracer.advance()  # does it, and stands before the next store
+            child.kill()
+
+        assert pool.check() == []
+        assert stripes_of(pool).table(0).bits > MIN_TABLE_BITS

@@ -16,8 +16,9 @@ from shmpool.layout import (
     TOMBSTONES,
     WORD_SIZE,
 )
+from tests.stress.deaths import AfterADeath, Close, Reset
 from tests.stress.kill_points import Scene
-from tests.stress.lifecycles import AfterADeath, Close, Reset, Turn, give, interns, releases, stripes_of, take
+from tests.stress.lifecycles import Turn, give, interns, releases, stripes_of, take
 
 REFCOUNT, LRU = Policy.refcount(), Policy.lru(max_unheld=1000)
 LRU_OF_1 = Policy.lru(max_unheld=1)
