@@ -139,8 +139,8 @@ def test_what_nobody_has_held_since_a_time_is_not_found_from_that_time_on(pool: 
     handle, ledgers = ref - stripes_of(pool).origin, store_of(pool).attachment.ledgers
 
     assert [turnover.find(b"topic 297", oldest) for oldest in (0, 999, 1000, 1001)] == [handle, handle, -1, -1]
-    assert turnover.hold(b"topic 297", *ledgers, 1000, 1) is None
-    assert turnover.hold(b"topic 297", *ledgers, 999, 1)[0] == handle
+    assert turnover.hold(b"topic 297", *ledgers, 1000, 1, []) is None
+    assert turnover.hold(b"topic 297", *ledgers, 999, 1, [])[0] == handle
     assert turnover.find(b"topic 297", 1001) == handle
 
 
