@@ -36,7 +36,7 @@ def draw(record: dict[str, Any], theme: Theme) -> Figure:
         grid[3, 0].plot(across, [row["p50"] for row in rows], color=colour, linestyle=":", label="p50")
         grid[3, 1].plot(across, [row["waits"] for row in rows], color=colour, marker="o", markersize=3.5, label=name)
     name_lines(grid[3, 0], theme, f"us an insert by {processes} processes, by inserts a second")
-    name_lines(grid[3, 1], theme, "inserts of 1,000 that wait for a lock, by inserts a second")
+    name_lines(grid[3, 1], theme, "waits in 1,000 inserts, by inserts a second")
     for axes in (*grid[0], grid[1, 1], *grid[2], *grid[3]):
         axes.set_xscale("log", base=2 if axes in (*grid[2],) else 10)
     for axes in (*grid[0], grid[3, 0]):
