@@ -6,7 +6,7 @@ Guarantees:
   redo that one store of the fold word commits, and the gate's holder finishes what a dead one began.
 - A ledger's memory is committed before it is touched, and follows use: 8 bytes for each topic a process has touched.
 - A column of the uses is a topic's: the words carry the generation of its record, and those of another generation do not count.
-- Holds are nobody's but the row's: they are never added to the totals. Who gives them back for a killed process is in store.py.
+- Holds are nobody's but the row's: they are never added to the totals. Who gives them back for a killed process is in holding.py.
 """
 
 from dataclasses import dataclass, field
@@ -88,9 +88,12 @@ def _epoch(segment: Segment) -> int:
 
 
 def _read_ledger(segment: Segment, row: int, field: int) -> tuple[int, int]:
+    geometry = segment.constants.geometry
     what = "holds" if field == HOLDS else "ledger"
     epoch, size = segment.read_sealed(row_word(segment, row) + field, f"the {what} word of process row {row}")
-    return epoch, min(size, segment.constants.geometry.ledger_size) // WORD_SIZE * WORD_SIZE
+    # Where holds are not counted there are no ledgers of them, and the arena is where they would be.
+    most = geometry.ledger_size if field == LEDGER or geometry.reuses else 0
+    return epoch, min(size, most) // WORD_SIZE * WORD_SIZE
 
 
 # ---- holds

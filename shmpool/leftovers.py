@@ -7,7 +7,8 @@ Guarantees:
   leaves what the next one removes, and whoever attaches meanwhile gets the pool as it was, or finds none.
 - The turnstiles of a pool that is being created, or is about to be removed by another, are safe: they exist only while their
   pool's name does, and are listed before the names are.
-- It waits for nobody: whoever is at a pool's gate is using the pool.
+- It waits for nobody to remove: whoever is at a pool's gate is using the pool. To give holds back it attaches as anybody does,
+  and waits as they do for the locks of the stripes that the topics are in.
 """
 
 import os

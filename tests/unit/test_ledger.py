@@ -12,7 +12,7 @@ import pytest
 
 from shmpool import Policy, Pool, PoolCorruptError
 from shmpool import segment as segments
-from shmpool.layout import FOLD_WORD, HOLDS
+from shmpool.layout import FOLD_WORD, HOLDS, seal
 from shmpool.ledger import holding_rows, row_word, take_snapshot
 from tests.model import assert_sound
 from tests.unit.faults import Faults, killed_at
@@ -338,3 +338,17 @@ def test_rows_that_hold_are_told_while_others_have_their_first_hold(pool_name: s
         assert any(len(rows) > 1 for rows in found)
         for word in words:
             segment.words[word] = 0
+
+
+def test_a_word_of_holds_in_a_pool_that_counts_none_leads_nowhere(pool_name: str) -> None:
+    """There the ledgers of holds have no room: what would be the first of them is the arena."""
+    values = [b"%d" % number * 50 for number in range(10, 70)]  # beyond a page of the arena, the size of a ledger here
+    with Pool.create(pool_name, capacity=64, stripe_count=1) as pool:
+        pool.reset()
+        refs = {value: pool.intern(value) for value in values}
+        segment = store_of(pool).segment
+        segment.words[row_word(segment, 1) + HOLDS] = seal(1, 4096)  # of before the reset: who takes the row would clear it
+
+        with Pool.attach(pool_name) as other:
+            assert_sound(other, refs)
+        assert pool.stats().holds == 0
