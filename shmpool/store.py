@@ -476,8 +476,8 @@ class Store:
 
 
 def _count_wait(words: memoryview, row_word: int, takeovers: int) -> None:
-    """Count a wait for a stripe's lock in the stripe's row, for who has it now."""
-    words[row_word + WAITS] += takeovers << TAKEOVERS_SHIFT | 1
+    """Count a wait for a stripe's lock in its row, for who has it now. A damaged count must not keep anyone out: it wraps."""
+    words[row_word + WAITS] = words[row_word + WAITS] + (takeovers << TAKEOVERS_SHIFT | 1) & (1 << 64) - 1
 
 
 def _ask_python(_: bytes) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from shmpool import Policy, Pool, PoolError, PoolNotFoundError, PoolVersionError, reading, report
 from shmpool import segment as segments
-from shmpool.layout import EPOCH_WORD, LEDGER, PAGE_SIZE, STRIPE_WORDS, WORD_SIZE
+from shmpool.layout import EPOCH_WORD, LEDGER, PAGE_SIZE, STRIPE_WORDS, WAITS, WORD_SIZE
 from shmpool.report import Report
 from shmpool.view import View, open_view
 from tests.unit.faults import Faults, killed_at
@@ -162,6 +162,21 @@ def test_a_stripe_tells_of_the_waits_for_its_lock_and_of_the_killed_holders_it_w
 
     told = [(stripe.waits, stripe.takeovers) for stripe in report.inspect(pool.name).stripes]
     assert told == [(0, 0), (2, 2), (0, 0), (0, 0)]
+
+
+def test_a_damaged_count_of_waits_keeps_nobody_out_of_a_stripe(pool: Pool) -> None:
+    store = store_of(pool)
+    row = store.constants.geometry.stripes_offset // WORD_SIZE + STRIPE_WORDS
+    store.segment.words[row + WAITS] = (1 << 64) - 1
+
+    def die_inside(_: Connection) -> None:
+        with Pool.attach(pool.name) as other:
+            store_of(other).locks[1].run(os.kill, os.getpid(), signal.SIGKILL)
+
+    with Forked(die_inside) as child:
+        child.wait()
+
+    store.locks[1].run(int)
 
 
 def test_probe_lengths_are_the_slots_that_a_search_reads(pool: Pool) -> None:
