@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
@@ -34,12 +35,13 @@ def uses_of(pool: Pool) -> dict[bytes, int]:
 
 
 def flush_and_die(name: str, times: int) -> Callable[[Connection], None]:
-    """A child's body: count, publish, and end without closing, as if killed."""
+    """A child's body: count, publish, and be killed."""
 
     def body(_: object) -> None:
         pool = Pool.attach(name)
         use(pool, times)
         pool.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
     return body
 
@@ -97,7 +99,7 @@ def test_a_dead_row_is_folded_exactly_once_whoever_is_killed_at_any_step_of_it(n
         with Pool.create(name := new_pool_name(), process_count=1, stripe_count=1, persistent=True) as pool:
             pool.intern_many(VALUES)
         with Forked(flush_and_die(name, 7)) as dead:
-            dead.result()
+            dead.wait()
         expected = (7 * len(VALUES), dict.fromkeys(range(len(VALUES)), 8))
         assert hits_and_uses(name) == expected
 
@@ -194,7 +196,7 @@ def test_uses_of_departed_processes_from_before_a_reset_do_not_come_back(pool_na
         with Pool.attach(pool_name) as other:
             use(other, 3)
         with Forked(flush_and_die(pool_name, 5)) as dead:
-            dead.result()
+            dead.wait()
         pool.reset()
         pool.intern_many(VALUES)
 
